@@ -1,0 +1,60 @@
+"""FunctionProto bodies of the `ai.alize` operators, in standard operators of opset 23 only.
+
+A body is the specification of its operator: any ONNX engine of opset 23 that inlines it runs the hub model with no kernel of
+ours. A lowering replaces the node by what its target does best, and validation holds it to what the body says.
+"""
+
+import onnx.parser
+import onnx_ir as ir
+
+__all__ = ["DOMAIN", "OPSET", "VERSION", "function_bodies"]
+
+DOMAIN = "ai.alize"
+VERSION = 1
+OPSET = 23
+
+# i and j are indices on the concatenated axis 0..P+S-1, new token s has i = P+s. Shapes as in the operator's contract:
+# query[B,H,S,D], key/value[B,K,S,D], past_*[B,K,P,D], attention_mask[B,P+S].
+_SLIDING_WINDOW_ATTENTION = """
+<domain: "ai.alize", opset_import: ["" : 23]>
+SlidingWindowAttention <window, scale>
+  (query, key, value, past_key, past_value, attention_mask) => (output, present_key, present_value)
+{
+  present_key = Concat <axis = 2> (past_key, key)
+  present_value = Concat <axis = 2> (past_value, value)
+  zero = Constant <value_int = 0> ()
+  one = Constant <value_int = 1> ()
+  new_1d = Shape <start = 2, end = 3> (query)
+  total_1d = Shape <start = 1, end = 2> (attention_mask)
+  new = Squeeze (new_1d)
+  total = Squeeze (total_1d)
+  past = Sub (total, new)
+  j = Range (zero, total, one)
+  i_row = Range (past, total, one)
+  column = Constant <value_ints = [1]> ()
+  i = Unsqueeze (i_row, column)
+  distance = Sub (i, j)
+  causal = GreaterOrEqual (distance, zero)
+  window_size = Constant <value_int: int = @window> ()
+  unlimited = Equal (window_size, zero)
+  near = Less (distance, window_size)
+  in_window = Or (unlimited, near)
+  reachable = And (causal, in_window)
+  middle = Constant <value_ints = [1, 2]> ()
+  real_row = Cast <to = 9> (attention_mask)
+  real = Unsqueeze (real_row, middle)
+  visible = And (reachable, real)
+  attended = Attention <scale: float = @scale> (query, present_key, present_value, visible)
+  visible_count = Cast <to = 7> (visible)
+  last = Constant <value_ints = [-1]> ()
+  sees_count = ReduceMax <keepdims = 1> (visible_count, last)
+  sees = Cast <to = 9> (sees_count)
+  nothing = Constant <value_float = 0.0> ()
+  output = Where (sees, attended, nothing)
+}
+"""
+
+
+def function_bodies() -> list[ir.Function]:
+    """The operators' bodies, parsed anew so that each hub model owns its copy."""
+    return [ir.from_proto(onnx.parser.parse_function(text)) for text in (_SLIDING_WINDOW_ATTENTION,)]

@@ -1,0 +1,81 @@
+"""The hub model: what every lowering starts from, and a complete ONNX model of its own.
+
+Opset 23, nodes of domain `ai.alize` with function bodies in standard operators, initialisers that stay in the checkpoint's
+shards: a few MB in memory whatever the model's size, until something streams it out.
+"""
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from alize.errors import ExportFailed
+from alize.export import tidy
+from alize.export.functions import DOMAIN, OPSET, VERSION, function_bodies
+from alize.export.trace import trace
+from alize.export.weights import attach_weights
+from alize.models.checkpoint import Checkpoint
+from alize.models.registry import family_for
+
+__all__ = ["PASSES", "STREAM_BYTES", "export_graph", "export_hub", "save"]
+
+PASSES = (
+    tidy.drop_fake_weights,
+    tidy.fold_constants,
+    tidy.copy_leading_dimensions,
+    tidy.name_interface,
+    tidy.name_layers,
+    tidy.slice_before_head,
+)
+
+STREAM_BYTES = 1 << 26  # weights in flight while a model is written: one that is larger goes alone
+
+
+def export_hub(checkpoint: Checkpoint) -> ir.Model:
+    """Traces the checkpoint's model and attaches its weights. Raises UnsupportedModel, CorruptCheckpoint, ExportFailed."""
+    family = family_for(checkpoint.config)
+    config = family.config.from_dict(checkpoint.config)
+    weights = family.convert_weights(config, checkpoint)
+    model = export_graph(checkpoint.config)
+    attach_weights(model, checkpoint, weights)
+    return model
+
+
+def export_graph(config: dict[str, object]) -> ir.Model:
+    """The hub graph of a config.json, weights without data: shapes and operators only."""
+    family = family_for(config)
+    model = trace(family, family.config.from_dict(config))
+    for step in PASSES:
+        step(model)
+    _declare(model)
+    return model
+
+
+def _declare(model: ir.Model) -> None:
+    """Raises the opset to 23 and attaches the function bodies.
+
+    No operator that torch.onnx emits here changed its meaning between its opset and 23; the checker confirms the types.
+    """
+    model.opset_imports.clear()
+    model.opset_imports.update({"": OPSET, DOMAIN: VERSION})
+    for function in function_bodies():
+        model.functions[function.identifier()] = function
+    common.ClearMetadataAndDocStringPass()(model)
+    model.graph.name = "alize"
+    model.producer_name, model.producer_version = "alize", None
+    model.ir_version = 11
+    common.NameFixPass()(model)
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Writes PATH and PATH.data, streaming the weights; checks the result with onnx.checker. Raises ExportFailed."""
+    # The tensors must not be turned into external ones of the written file: another lowering may start from them.
+    originals = {name: value.const_value for name, value in model.graph.initializers.items()}
+    ir.save(model, path, external_data=f"{path.name}.data", max_in_flight_bytes=STREAM_BYTES)
+    for name, tensor in originals.items():
+        model.graph.initializers[name].const_value = tensor
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportFailed(f"{path.name} is not valid ONNX: {error}") from error
