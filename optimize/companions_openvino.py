@@ -1,0 +1,21 @@
+"""The files beside an IR that openvino_genai.LLMPipeline and optimum's OVModelForCausalLM open it with."""
+
+from pathlib import Path
+
+from alize.models.checkpoint import Checkpoint
+
+__all__ = ["write"]
+
+
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """openvino_tokenizer and openvino_detokenizer, where the checkpoint has a tokenizer.json."""
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+    from transformers import AutoTokenizer
+
+    if not (checkpoint.folder / "tokenizer.json").is_file():
+        return
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder), local_files_only=True)
+    encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
+    openvino.save_model(encoder, folder / "openvino_tokenizer.xml")
+    openvino.save_model(decoder, folder / "openvino_detokenizer.xml")

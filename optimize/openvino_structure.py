@@ -1,0 +1,107 @@
+"""Reads from an IR, its compiled graph and its paged-attention form what `lower_openvino` asserts."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alize.errors import LoweringFailed
+
+__all__ = ["execution_layers", "mask_windows", "paged_windows"]
+
+_LAYER = re.compile(r"layers\.(\d+)\.self_attn")
+_PARTS = {  # what each layer must have in the compiled graph: operator, the name that the hub gave the node
+    "stateful attention": ("ScaledDotProductAttention", "layers.{}.self_attn"),
+    "RoPE of the query": ("RoPE", "layers.{}.self_attn.rotary_query"),
+    "RoPE of the key": ("RoPE", "layers.{}.self_attn.rotary_key"),
+    "RMS before attention": ("RMS", "layers.{}.input_layernorm"),
+    "RMS before the MLP": ("RMS", "layers.{}.post_attention_layernorm"),
+}
+
+
+def mask_windows(path: Path) -> dict[int, int]:
+    """Layer -> the window that its attention mask cuts at (0 = none)."""
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    windows = {}
+    for node in model.get_ordered_ops():
+        match = _LAYER.fullmatch(node.get_friendly_name())
+        if match and node.get_type_name() == "ScaledDotProductAttention":
+            windows[int(match[1])] = _window_of(node.input_value(3).get_node())
+    return windows
+
+
+def _window_of(mask: Any) -> int:
+    """-offset of the one Greater(keys, Add(queries, offset)) above the mask."""
+    offsets = [
+        int(bound.input_value(1).get_node().get_data())
+        for node in _above(mask)
+        if node.get_type_name() == "Greater" and (bound := node.input_value(1).get_node()).get_type_name() == "Add"
+    ]
+    if len(offsets) > 1:
+        raise LoweringFailed(f"the attention mask compares with {len(offsets)} windows, not with one")
+    return -offsets[0] if offsets else 0
+
+
+def _above(node: Any) -> Iterator[Any]:
+    """The node and all it is computed from, each once."""
+    waiting, seen = [node], set()
+    while waiting:
+        current = waiting.pop()
+        if current.get_friendly_name() not in seen:
+            seen.add(current.get_friendly_name())
+            yield current
+            waiting += [value.get_node() for value in current.input_values()]
+
+
+def paged_windows(path: Path) -> list[int]:
+    """The windows that the engine's own paged-attention pass finds in the IR, one for each attention (0 = none).
+
+    openvino_genai runs this pass on any model that it opens; it drops a window whose mask it doesn't recognise.
+    """
+    import openvino
+    from openvino._offline_transformations import paged_attention_transformation
+
+    model = openvino.Core().read_model(path)
+    paged_attention_transformation(model)
+    attentions = [node for node in model.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"]
+    return [_evaluate(node.input_value(10).get_node()) for node in attentions]
+
+
+def _evaluate(node: Any) -> int:
+    """A constant, or a product of constants (the pass negates the mask's offset by a Multiply)."""
+    if node.get_type_name() == "Constant":
+        return int(np.asarray(node.get_data()).item())
+    if node.get_type_name() in ("Multiply", "Convert"):
+        return int(np.prod([_evaluate(value.get_node()) for value in node.input_values()]))
+    raise LoweringFailed(f"paged attention's window is computed by {node.get_type_name()}, not constant")
+
+
+def execution_layers(path: Path) -> dict[str, set[int]]:
+    """Part of a layer -> the layers that have it, fused, in the graph that the CPU plugin runs."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds: dict[str, str] = {}  # what became of each node of the IR
+    for node in compiled.get_runtime_model().get_ops():
+        kind = _info(node, "layerType")
+        if kind == "ScaledDotProductAttention" and not _is_stateful(node):
+            kind = "ScaledDotProductAttention without its state"
+        kinds |= dict.fromkeys(_info(node, "originalLayersNames").split(","), kind)
+    layers: dict[str, set[int]] = {}
+    for part, (expected, pattern) in _PARTS.items():
+        name = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
+        layers[part] = {int(match[1]) for found, kind in kinds.items() if kind == expected and (match := name.fullmatch(found))}
+    return layers
+
+
+def _is_stateful(node: Any) -> bool:
+    """The fused node reads keys and values from the state itself: two of its inputs are MemoryInput nodes."""
+    return sum(_info(value.get_node(), "layerType") == "MemoryInput" for value in node.input_values()) == 2
+
+
+def _info(node: Any, key: str) -> str:
+    return str(node.get_rt_info()[key].value)
