@@ -1,0 +1,249 @@
+"""A Hugging Face checkpoint folder, read without loading it.
+
+The safetensors headers are parsed and checked when the folder is opened: a truncated shard is found before any tensor is
+touched. Tensors are views of memory-mapped files; the kernel brings pages in when they are read and may drop them again.
+"""
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alize.errors import CorruptCheckpoint, SourceNotFound, UnsupportedModel
+
+__all__ = ["DTYPES", "Checkpoint", "TensorInfo", "Weight"]
+
+DTYPES = {  # safetensors' names; other dtypes never hold the weights of a float model
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+ITEM_SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2} | {
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+HEADER_LIMIT = 100_000_000  # bytes, the limit of the safetensors library itself
+CHUNK = 1 << 24  # elements looked at together by check_finite, bytes hashed together by sha256
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+COMPANIONS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "generation_config.json")
+PATH_KEYS = ("_name_or_path",)  # config keys that hold where a copy came from: not part of its identity
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: `size` bytes of `file` from byte `start`, row-major, little-endian; dtype as safetensors names it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Weight:
+    """How a model's parameter is made: its sources stacked on a new axis 0, or the one source as it is."""
+
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """An opened folder: `folder`, `config` (config.json), `tensors` (by name), `companions` (files that travel with it)."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+        self.folder = folder
+        self.config = config
+        self.tensors = tensors
+        self._maps: dict[Path, np.memmap[Any, np.dtype[np.uint8]]] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """Reads config.json and every shard's header.
+
+        Raises SourceNotFound (no such folder, no weights), UnsupportedModel (another layout, a quantised checkpoint),
+        CorruptCheckpoint (a shard that is missing or shorter than its header says, an index that points nowhere).
+        """
+        if not folder.is_dir():
+            raise SourceNotFound(f"{folder}: no such folder; give a Hugging Face checkpoint folder or a hub id")
+        config = _read_config(folder)
+        return cls(folder, config, _read_tensors(folder))
+
+    @cached_property
+    def companions(self) -> list[Path]:
+        """Tokenizer, chat template and generation config files, sorted by name."""
+        found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
+        return sorted(found)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor in its stored dtype, memory-mapped and read-only: no byte is read until it is used, none may be written."""
+        info = self.tensors[name]
+        if info.dtype not in DTYPES:
+            raise UnsupportedModel(f"tensor {name} is {info.dtype}; only {', '.join(DTYPES)} weights can be read")
+        data = self._bytes(info)
+        if info.start % ITEM_SIZES[info.dtype]:  # written without aligning: torch cannot view it in place
+            data = data.copy()
+        # torch warns that it cannot mark a tensor read-only; a writable map would be counted as memory of ours
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(data).view(DTYPES[info.dtype]).reshape(info.shape)
+
+    def read(self, weight: Weight, dtype: torch.dtype) -> Tensor:
+        """A parameter in memory of its own: the sources converted to `dtype`, stacked when there are several."""
+        parts = [self.tensor(name) for name in weight.sources]
+        if len(parts) == 1:
+            return parts[0].to(dtype, copy=True)
+        return torch.stack([part.to(dtype) for part in parts])
+
+    def check_finite(self, name: str) -> None:
+        """Reads the tensor once, a chunk at a time; raises CorruptCheckpoint when it holds NaN or an infinity."""
+        flat = self.tensor(name).flatten()
+        for start in range(0, flat.numel(), CHUNK):
+            low, high = torch.aminmax(flat[start : start + CHUNK])  # NaN propagates; one pass, no temporary
+            if not (math.isfinite(low.item()) and math.isfinite(high.item())):
+                where = int((~torch.isfinite(flat[start : start + CHUNK])).nonzero()[0].item()) + start
+                raise CorruptCheckpoint(
+                    f"{self.tensors[name].file.name}: tensor {name} holds {flat[where].item()} at element {where}; "
+                    "the weights are damaged, fetch the checkpoint again"
+                )
+
+    def sha256(self) -> str:
+        """Identity of config and weights, in hex: the same for any folder name, shard split or order of tensors."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        names = sorted(self.tensors)
+        with ThreadPoolExecutor(max_workers=2) as pool:  # hashlib lets go of the GIL
+            digests = list(pool.map(self._digest, names))
+        config = {key: value for key, value in self.config.items() if key not in PATH_KEYS}
+        rows = [
+            [name, self.tensors[name].dtype, list(self.tensors[name].shape), digest]
+            for name, digest in zip(names, digests, strict=True)
+        ]
+        identity = json.dumps([config, rows], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    def _digest(self, name: str) -> str:
+        data = self._bytes(self.tensors[name]).data
+        digest = hashlib.sha256()
+        for start in range(0, len(data), CHUNK):
+            digest.update(data[start : start + CHUNK])
+        return digest.hexdigest()
+
+    def _bytes(self, info: TensorInfo) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        if info.size == 0:
+            return np.empty(0, dtype=np.uint8)
+        if info.file not in self._maps:
+            self._maps[info.file] = np.memmap(info.file, dtype=np.uint8, mode="r")
+        return np.asarray(self._maps[info.file][info.start : info.start + info.size])
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        if (folder / "params.json").is_file():
+            raise UnsupportedModel(
+                f"{folder} has Mistral's own layout (params.json, consolidated files); "
+                "only the Hugging Face layout is read: fetch config.json and model*.safetensors of the same model"
+            )
+        raise SourceNotFound(f"{folder} has no config.json; give a Hugging Face checkpoint folder")
+    config = _read_json(path)
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+        raise UnsupportedModel(
+            f"{path}: quantization_config ({method}): alize reads float checkpoints only and quantises them itself; "
+            "give the original model"
+        )
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CorruptCheckpoint(f"{path}: not readable JSON ({error}); fetch the file again") from error
+    if not isinstance(content, dict):
+        raise CorruptCheckpoint(f"{path}: holds a JSON {type(content).__name__}, not an object; fetch the file again")
+    return content
+
+
+def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    if (folder / INDEX).is_file():
+        return _read_sharded(folder)
+    if (folder / SINGLE).is_file():
+        return _read_header(folder / SINGLE)
+    shards = sorted(path.name for path in folder.glob("model*.safetensors"))
+    if shards:
+        raise CorruptCheckpoint(f"{folder} has {len(shards)} shards ({shards[0]} ...) but no {INDEX}; fetch the index too")
+    if list(folder.glob("consolidated*")):
+        raise UnsupportedModel(f"{folder} holds Mistral's own consolidated files; fetch the model*.safetensors files instead")
+    for pattern, reason in (("*.bin", "pickle files run code when they are read"), ("*.gguf", "its weights are quantised")):
+        others = sorted(path.name for path in folder.glob(pattern))
+        if others:
+            raise UnsupportedModel(f"{folder} holds {others[0]} and no safetensors: {reason}; save it as safetensors")
+    raise SourceNotFound(f"{folder} has no {SINGLE} and no {INDEX}; give a folder that holds the weights")
+
+
+def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
+    names = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
+        raise CorruptCheckpoint(f"{folder / INDEX}: no weight_map of tensor names to files; fetch the file again")
+    headers: dict[str, dict[str, TensorInfo]] = {}
+    for file in sorted(set(names.values())):
+        if Path(file).name != file or not (folder / file).is_file():
+            example = min(name for name, shard in names.items() if shard == file)
+            raise CorruptCheckpoint(f"{folder / file}: missing shard, named by {INDEX} (for {example}); fetch it")
+        headers[file] = _read_header(folder / file)
+    for name, file in names.items():
+        if name not in headers[file]:
+            raise CorruptCheckpoint(f"{INDEX} says that {file} holds {name}, which it does not; fetch both files again")
+    return {name: headers[file][name] for name, file in names.items()}
+
+
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    """Parses and checks one safetensors header against the file's size."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > HEADER_LIMIT or 8 + length > size:
+            raise CorruptCheckpoint(f"{path}: {size} bytes cannot hold its header of {length}; truncated, fetch the file again")
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCheckpoint(f"{path}: not a safetensors header ({error}); fetch the file again") from error
+    end = 8 + length
+    for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
+        if info.start != end:
+            raise CorruptCheckpoint(f"{path}: tensor {name} begins at byte {info.start}, not {end}; fetch the file again")
+        end += info.size
+    if size != end:
+        what = "truncated" if size < end else "longer than its header says"
+        raise CorruptCheckpoint(f"{path}: {what} ({size} bytes, its header needs {end}); fetch the file again")
+    return tensors
+
+
+def _tensor_info(path: Path, name: str, entry: dict[str, Any], base: int) -> TensorInfo:
+    first, last = (int(offset) for offset in entry["data_offsets"])
+    shape = tuple(int(size) for size in entry["shape"])
+    dtype = str(entry["dtype"])
+    if dtype not in ITEM_SIZES:
+        raise CorruptCheckpoint(f"{path}: tensor {name} has the unknown dtype {dtype}; give a float checkpoint")
+    if first < 0 or last - first != math.prod(shape) * ITEM_SIZES[dtype]:
+        raise CorruptCheckpoint(f"{path}: tensor {name}, {dtype} {list(shape)}, cannot fill {last - first} bytes; fetch it again")
+    return TensorInfo(shape=shape, dtype=dtype, file=path, start=base + first, size=last - first)

@@ -1,0 +1,222 @@
+"""The reference run: a checkpoint in float32, one layer's weights in memory at a time, so that any model fits.
+
+Every sequence goes through a layer by itself (B = 1) before the next layer's weights are read: a sequence's numbers do
+not depend on what else is run, and the hidden states are all that is kept between layers.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every PyTorch reader knows
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from alize.errors import UnsupportedModel, UsageError
+from alize.models.checkpoint import Checkpoint
+from alize.models.mistral import Layer
+from alize.models.ops import attention_body
+from alize.models.registry import family_for
+
+__all__ = ["ROUND_TRIPS", "Progress", "Reference", "ReferenceRun", "SplitSums", "WeightRule"]
+
+Progress = Callable[[str, int, int], None]
+"""progress(stage, done, total), in layers: called before the first layer and after each."""
+
+WeightRule = Callable[[str, Tensor], Tensor]
+"""rule(parameter name, some rows of it in the stored dtype) -> the rows to compute with, in float32. It must treat the
+rows of a matrix independently: embeddings and head are read a few rows at a time."""
+
+ROUND_TRIPS: dict[str, torch.dtype | None] = {"source": None, "fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What weights go through before they are float32; None = the stored value as it is."""
+
+ROWS = 512  # positions that go through an MLP together
+HEAD_ROWS = 16384  # rows of the head in memory together
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """logits: float32 [n,V], one a sequence. taps, if asked for, of each sequence: what layer i's heads attended to
+    ("layers.{i}.heads", float32 [S,H*D]), the residual stream after its attention ("layers.{i}.attention", [S,M]) and after its
+    MLP ("layers.{i}.mlp")."""
+
+    logits: list[NDArray[np.float32]]
+    taps: list[dict[str, NDArray[np.float32]]]
+
+
+class SplitSums(TorchFunctionMode):
+    """The same maths in another summation order: each inner product in two halves, the second half first.
+
+    What changes under it is the floor of float32 itself: no compiled graph can be asked to come closer than that.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.linear:
+            return _split_product(args[0], args[1].transpose(-1, -2))
+        if func is torch.matmul:
+            return _split_product(args[0], args[1])
+        if func is torch.ops.alize.sliding_window_attention.default:
+            with self:  # its sums too: a mode does not see into an operator by itself
+                return attention_body(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _split_product(left: Tensor, right: Tensor) -> Tensor:
+    half = left.shape[-1] // 2
+    second = torch.matmul(left[..., half:], right[..., half:, :])
+    return second + torch.matmul(left[..., :half], right[..., :half, :])
+
+
+class Reference:
+    """Runs `checkpoint` layer by layer.
+
+    weights: a key of ROUND_TRIPS or a rule of your own (for quantised weights, say). summation: "plain", or "split" for
+    another order of every inner sum. compute: the dtype of the arithmetic; bfloat16 gives the floor that bf16 engines have.
+    Raises what `Config.from_dict` and `convert_weights` raise.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        weights: str | WeightRule = "source",
+        summation: Literal["plain", "split"] = "plain",
+        compute: torch.dtype = torch.float32,
+    ) -> None:
+        if isinstance(weights, str) and weights not in ROUND_TRIPS:
+            raise UsageError(f"weights {weights!r} is not one of {', '.join(ROUND_TRIPS)}")
+        if summation not in ("plain", "split"):
+            raise UsageError(f'summation {summation!r} is not "plain" or "split"')
+        family = family_for(checkpoint.config)
+        self.checkpoint = checkpoint
+        self.config = family.config.from_dict(checkpoint.config)
+        self._weights = family.convert_weights(self.config, checkpoint)
+        self._rule = weights if callable(weights) else _round_trip(ROUND_TRIPS[weights])
+        self._split = summation == "split"
+        self._dtype = compute
+        with torch.device("meta"):
+            self._model = family.model(self.config)
+
+    def run(
+        self,
+        sequences: Sequence[NDArray[np.int64]],
+        *,
+        positions: Sequence[NDArray[np.int64]] | None = None,
+        progress: Progress | None = None,
+        taps: bool = False,
+    ) -> ReferenceRun:
+        """sequences: int64 [S] each, at positions 0..S-1. positions: for each sequence the positions [n] whose logits are
+        returned, in that order; None = all. Raises CorruptCheckpoint (NaN or infinite weights), UnsupportedModel (weights
+        that do not fit in the dtype asked for)."""
+        report = progress or _silent
+        with torch.inference_mode():
+            if not self._split:
+                return self._run(sequences, positions, report, taps)
+            with SplitSums():
+                return self._run(sequences, positions, report, taps)
+
+    def _run(
+        self,
+        sequences: Sequence[NDArray[np.int64]],
+        positions: Sequence[NDArray[np.int64]] | None,
+        report: Progress,
+        taps: bool,
+    ) -> ReferenceRun:
+        hidden = [self._embed(sequence) for sequence in sequences]  # [1,S,M] each
+        tapped: list[dict[str, NDArray[np.float32]]] = [{} for _ in sequences] if taps else []
+        report("reference", 0, self.config.num_layers)
+        for index in range(self.config.num_layers):
+            self._advance(index, hidden, tapped)
+            report("reference", index + 1, self.config.num_layers)
+        if positions is not None:
+            hidden = [states[:, torch.from_numpy(kept)] for states, kept in zip(hidden, positions, strict=True)]
+        return ReferenceRun(logits=self._logits(hidden), taps=tapped)
+
+    def _advance(self, index: int, hidden: list[Tensor], tapped: list[dict[str, NDArray[np.float32]]]) -> None:
+        """Takes every sequence through layer `index`, in place. The layer is gone when this returns."""
+        layer = self._layer(index)
+        for number, states in enumerate(hidden):
+            attended, heads = self._attend(layer, states)
+            hidden[number] = torch.cat([layer.feed(rows) for rows in torch.split(attended, ROWS, dim=1)], dim=1)
+            if tapped:
+                tapped[number][f"layers.{index}.heads"] = _numpy(heads[0])
+                tapped[number][f"layers.{index}.attention"] = _numpy(attended[0])
+                tapped[number][f"layers.{index}.mlp"] = _numpy(hidden[number][0])
+
+    def _embed(self, sequence: NDArray[np.int64]) -> Tensor:
+        name = "model.embed_tokens.weight"
+        table = self.checkpoint.tensor(self._weights[name].sources[0])
+        rows = self._checked(name, table[torch.from_numpy(sequence)])
+        return rows.to(self._dtype)[None]
+
+    def _layer(self, index: int) -> Layer:
+        """Layer `index` with its weights in memory."""
+        layer = copy.deepcopy(self._model.layers[index])
+        assert isinstance(layer, Layer)
+        layer.load_state_dict({name: self._whole(f"model.layers.{index}.{name}") for name in layer.state_dict()}, assign=True)
+        return layer
+
+    def _attend(self, layer: Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual stream after the attention [1,S,M], and what its output projection was given [1,S,H*D]."""
+        count = hidden.shape[1]
+        cos, sin = self._model.angles(torch.arange(count)[None])
+        empty = torch.empty(1, self.config.num_kv_heads, 0, self.config.head_size, dtype=self._dtype)
+        mask = torch.ones(1, count, dtype=torch.int64)
+        heads: list[Tensor] = []
+        hook = layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: heads.append(inputs[0]))
+        attended, _ = layer.attend(hidden, cos.to(self._dtype), sin.to(self._dtype), mask, (empty, empty))
+        hook.remove()
+        return attended, heads[0]
+
+    def _logits(self, hidden: list[Tensor]) -> list[NDArray[np.float32]]:
+        """[1,n,M] each -> float32 [n,V] each, the head's rows a block at a time."""
+        norm = copy.deepcopy(self._model.norm)
+        norm.load_state_dict({"weight": self._whole("model.norm.weight")}, assign=True)
+        normed = [norm(states[0]) for states in hidden]
+        name = "model.embed_tokens.weight" if self.config.tie_embeddings else "lm_head.weight"
+        table = self.checkpoint.tensor(self._weights[name].sources[0])
+        logits = [np.empty((len(states), self.config.vocab_size), np.float32) for states in normed]
+        for start in range(0, self.config.vocab_size, HEAD_ROWS):
+            rows = self._checked(name, table[start : start + HEAD_ROWS]).to(self._dtype)
+            for states, output in zip(normed, logits, strict=True):
+                output[:, start : start + HEAD_ROWS] = _numpy(F.linear(states, rows))
+        return logits
+
+    def _whole(self, name: str) -> Tensor:
+        parts = [self.checkpoint.tensor(source) for source in self._weights[name].sources]
+        return self._checked(name, parts[0] if len(parts) == 1 else torch.stack(parts)).to(self._dtype)
+
+    def _checked(self, name: str, stored: Tensor) -> Tensor:
+        """The rows after the rule, float32. NaN and infinities are looked for here, where they are in memory anyway."""
+        rows = self._rule(name, stored)
+        if rows.numel() and not torch.stack(torch.aminmax(rows)).isfinite().all():
+            for source in self._weights[name].sources:
+                self.checkpoint.check_finite(source)
+            raise UnsupportedModel(f"{name} does not fit in the weights asked for: a value overflows; use bf16 or fp32")
+        return rows
+
+
+def _round_trip(dtype: torch.dtype | None) -> WeightRule:
+    def rule(name: str, stored: Tensor) -> Tensor:  # noqa: ARG001
+        return stored.float() if dtype is None else stored.to(dtype).float()
+
+    return rule
+
+
+def _numpy(x: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = x.float().numpy()
+    return array
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass

@@ -1,0 +1,34 @@
+"""The model families, by the `model_type` of config.json."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alize.errors import UnsupportedModel
+from alize.models import mistral
+from alize.models.checkpoint import Checkpoint, Weight
+
+__all__ = ["FAMILIES", "Family", "family_for"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family's file exports: `config.from_dict(config.json)`, `model(config)`, `convert_weights(config, checkpoint)`."""
+
+    model_type: str
+    config: type[mistral.Config]
+    model: type[mistral.Model]
+    convert_weights: Callable[[mistral.Config, Checkpoint], dict[str, Weight]]
+
+
+FAMILIES: dict[str, Family] = {
+    "mistral": Family("mistral", mistral.Config, mistral.Model, mistral.convert_weights),
+}
+
+
+def family_for(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json. Raises UnsupportedModel naming a model_type that is missing or not in FAMILIES."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedModel(f"config.json: model_type {model_type!r} is not one of {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]
