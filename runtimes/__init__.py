@@ -1,0 +1,32 @@
+"""Runs a sealed artifact: load, Session, generation and text. Needs neither PyTorch nor ONNX.
+
+model = load(Path("artifact"))
+with model.session() as session:
+    stream = model.tokenizer.stream()
+    for tokens in generate(session, [model.tokenizer.encode("Hello")], GenerationOptions(max_new_tokens=64)):
+        print(stream.push(int(tokens[0])), end="")
+    print(stream.flush())
+"""
+
+from alize.runtimes.generate import Generation, GenerationOptions, generate
+from alize.runtimes.model import Model, load
+from alize.runtimes.registry import BACKENDS, Backend
+from alize.runtimes.sampling import SamplingOptions, sample
+from alize.runtimes.session import Runner, Session
+from alize.runtimes.text import StreamDecoder, Tokenizer
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Generation",
+    "GenerationOptions",
+    "Model",
+    "Runner",
+    "SamplingOptions",
+    "Session",
+    "StreamDecoder",
+    "Tokenizer",
+    "generate",
+    "load",
+    "sample",
+]

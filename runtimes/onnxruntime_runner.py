@@ -1,0 +1,171 @@
+"""ONNX Runtime on the CPU: GroupQueryAttention over linear caches that past and present share.
+
+The graph takes rows of unequal lengths by its attention mask (row b holds mask[b].sum() tokens, padded on the right), but the
+engine's kernel refuses a batch with a past when S > 1: such a step runs row by row, on views of the row's own buffers.
+A decode step (one token for every row) runs as one batch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alize.artifact.manifest import Manifest, ModelInfo
+from alize.errors import ArtifactError, BackendUnavailable
+
+__all__ = ["MODEL_FILE", "OnnxRuntimeEngine", "OnnxRuntimeRunner", "available", "devices", "fingerprint", "open"]
+
+MODEL_FILE = "model.onnx"
+_GROWTH = 256  # cached positions that a buffer grows by, at least
+
+
+def available() -> str | None:
+    """None when onnxruntime can be imported, else why not."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def devices() -> list[str]:
+    """The devices of this machine that artifacts can name."""
+    return ["cpu"]
+
+
+def fingerprint(device: str) -> dict[str, str]:
+    """What tells this device from another: the engine's version and the processor."""
+    import onnxruntime
+
+    from alize.runtimes.processor import processor_name
+
+    return {"backend": "onnxruntime", "version": onnxruntime.__version__, "device": device, "name": processor_name()}
+
+
+def open(  # noqa: A001 - the name that every back-end module has
+    folder: Path,
+    manifest: Manifest,
+    device: str,  # noqa: ARG001 - there is one
+    options: Mapping[str, str | int | bool],
+) -> "OnnxRuntimeEngine":
+    """Read the artifact's graph. Options: `threads` (0 = one a physical core). Raises ArtifactError, BackendUnavailable."""
+    why = available()
+    if why is not None:
+        raise BackendUnavailable(f"onnxruntime cannot be imported ({why}): pip install 'alize[onnxruntime]'")
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # it warns of num_logits_to_keep, an input with a default on purpose
+    settings.intra_op_num_threads = int(options.get("threads", 0))
+    try:
+        session = onnxruntime.InferenceSession(folder / MODEL_FILE, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ArtifactError(f"{folder / MODEL_FILE}: onnxruntime {onnxruntime.__version__} cannot read it: {error}") from error
+    return OnnxRuntimeEngine(session, manifest.model)
+
+
+class OnnxRuntimeEngine:
+    """One inference session; its runs are thread-safe, so that runners share it."""
+
+    def __init__(self, session: Any, info: ModelInfo) -> None:
+        self.session = session
+        self.info = info
+
+    def runner(self, batch: int) -> "OnnxRuntimeRunner":
+        return OnnxRuntimeRunner(self.session, self.info, batch)
+
+    def close(self) -> None:
+        self.session = None
+
+
+class OnnxRuntimeRunner:
+    """Caches float32 [B,K,capacity,D], key and value of each layer; row b's tokens are the first `filled[b]` of its row."""
+
+    def __init__(self, session: Any, info: ModelInfo, batch: int) -> None:
+        self._session = session
+        self._info = info
+        self._filled = np.zeros(batch, np.int64)
+        self._names = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
+        self._caches = [self._allocate(batch, 0) for _ in self._names]
+
+    def step(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], keep: int
+    ) -> NDArray[np.float32]:
+        batch, new = tokens.shape
+        self._reserve(int((self._filled + lengths).max()))
+        if batch == 1 or (new == 1 and lengths.min() == 1):
+            logits = self._run(slice(0, batch), tokens, positions, keep)
+        else:
+            logits = np.zeros((batch, keep or new, self._info.vocab_size), np.float32)
+            for b in range(batch):
+                count = int(lengths[b])
+                if count:
+                    row = slice(b, b + 1)
+                    kept = min(keep, count)
+                    part = self._run(row, tokens[row, :count], positions[row], kept)[0]
+                    logits[b, (keep - kept if keep else 0) : (keep or count)] = part
+        self._filled += lengths
+        return logits
+
+    def _run(self, rows: slice, tokens: NDArray[np.int64], positions: NDArray[np.int64], keep: int) -> NDArray[np.float32]:
+        """One run of the graph on some rows, every one of them `tokens.shape[1]` tokens longer afterwards."""
+        import onnxruntime
+
+        new = tokens.shape[1]
+        totals = self._filled[rows] + new
+        inputs = {
+            "input_ids": np.ascontiguousarray(tokens),
+            "position_ids": positions[:, None] + np.arange(new, dtype=np.int64),
+            "attention_mask": (np.arange(int(totals.max())) < totals[:, None]).astype(np.int64),
+            "num_logits_to_keep": np.array([keep], np.int64),
+        }
+        binding = self._session.io_binding()
+        binding.bind_output("logits")
+        for name, array in inputs.items():  # as OrtValue: by any other call, an input with a default is "not found"
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        for name, cache in zip(self._names, self._caches, strict=True):
+            view = cache[rows]
+            place = ("cpu", 0, np.float32, view.shape, view.ctypes.data)
+            binding.bind_input(f"past_key_values.{name}", *place)
+            binding.bind_output(f"present.{name}", *place)
+        self._session.run_with_iobinding(binding)
+        logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()
+        return logits
+
+    def drop_last(self, n: int) -> None:
+        self._filled -= n
+
+    def evict(self, keep: int) -> None:
+        """One length a row serves every layer, so that a model which mixes windows and full attention keeps all it has."""
+        if 0 in self._info.windows:
+            return
+        for b, filled in enumerate(self._filled.tolist()):
+            if filled > keep:
+                for cache in self._caches:
+                    cache[b, :, :keep] = cache[b, :, filled - keep : filled].copy()
+        self._filled = np.minimum(self._filled, keep)
+
+    def cached(self) -> int:
+        return int(self._filled.max())
+
+    def reset(self) -> None:
+        self._filled[:] = 0
+
+    def close(self) -> None:
+        self._caches = []
+
+    def _reserve(self, needed: int) -> None:
+        """Makes every buffer hold `needed` positions, growing by half at least: a token is copied O(1) times."""
+        old = self._caches[0].shape[2]
+        if needed <= old:
+            return
+        capacity = max(needed, old + old // 2, old + _GROWTH)
+        for index, cache in enumerate(self._caches):
+            grown = self._allocate(len(self._filled), capacity)
+            grown[:, :, :old] = cache
+            self._caches[index] = grown
+
+    def _allocate(self, batch: int, capacity: int) -> NDArray[np.float32]:
+        return np.zeros((batch, self._info.key_value_heads, capacity, self._info.head_size), np.float32)

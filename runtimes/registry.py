@@ -1,0 +1,91 @@
+"""The back-ends that an artifact can run on, and what each must offer.
+
+A back-end is one module with the functions of `BackendModule`. The registry holds names only: nothing is imported
+before it is asked for. Another back-end joins by an entry in a dict passed to `load`, not by a side effect:
+
+    load(path, backends={**BACKENDS, "torch": Backend(name="torch", extra="build", module="alize.models.session")})
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from alize.artifact.manifest import Manifest
+from alize.errors import BackendUnavailable, DeviceUnavailable
+from alize.runtimes.session import Runner
+
+__all__ = ["BACKENDS", "Backend", "BackendModule", "Engine", "backend_module", "check_device"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """name: as in the manifest's target.   extra: the pip extra that installs it.   module: where its functions are."""
+
+    name: str
+    extra: str
+    module: str
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend(name="openvino", extra="openvino", module="alize.runtimes.openvino_runner"),
+        Backend(name="onnxruntime", extra="onnxruntime", module="alize.runtimes.onnxruntime_runner"),
+        Backend(name="fake", extra="", module="alize.runtimes.fake"),
+    )
+}
+
+
+class Engine(Protocol):
+    """Weights and compiled graph on one device, shared by every runner that it makes."""
+
+    def runner(self, batch: int) -> Runner:
+        """A fresh state for `batch` rows."""
+        ...
+
+    def close(self) -> None:
+        """Release the weights. Its runners were closed before."""
+        ...
+
+
+class BackendModule(Protocol):
+    """The functions of a back-end's module. Its third-party packages are imported inside them."""
+
+    def available(self) -> str | None:
+        """None when the engine can be imported and used, else why not."""
+        ...
+
+    def devices(self) -> list[str]:
+        """The devices of this machine, by the names that `open` takes."""
+        ...
+
+    def fingerprint(self, device: str) -> dict[str, str]:
+        """What tells this device from another one that might answer otherwise: its model, the engine's version."""
+        ...
+
+    def open(self, folder: Path, manifest: Manifest, device: str, options: Mapping[str, str | int | bool]) -> Engine:
+        """Compile or read the artifact for the device, under a runtime configuration's options."""
+        ...
+
+
+def backend_module(name: str, *, backends: Mapping[str, Backend] = BACKENDS) -> BackendModule:
+    """Import a back-end. Raises BackendUnavailable naming the extra to install."""
+    backend = backends.get(name)
+    if backend is None:
+        known = ", ".join(sorted(backends))
+        raise BackendUnavailable(f"no back-end {name!r} in this alize, which has {known}: `pip install --upgrade alize`")
+    module = cast(BackendModule, importlib.import_module(backend.module))
+    why = module.available()
+    if why is not None:
+        remedy = f"pip install 'alize[{backend.extra}]'" if backend.extra else "see its documentation"
+        raise BackendUnavailable(f"back-end {name} cannot be used here ({why}): {remedy}")
+    return module
+
+
+def check_device(name: str, module: BackendModule, device: str) -> None:
+    """Raise DeviceUnavailable, listing the devices that are there, unless `device` is one of them."""
+    devices = module.devices()
+    if device not in devices:
+        raise DeviceUnavailable(f"{name} has no device {device!r} here: use one of {', '.join(devices) or 'none at all'}")

@@ -1,0 +1,306 @@
+"""Session: a sequence of tokens being read and written by one engine. Runner: what a back-end must implement for it.
+
+Session checks every argument, splits long appends into chunks, forgets what no layer can see any more and knows
+how far back it can go. Runner does what it is told: it checks nothing. So every back-end behaves the same.
+
+Constant memory, when every layer has a window (W is the widest):
+
+    A token at position p sees the positions p-W+1 .. p: itself and the W-1 before it. So W-1 cached positions are
+    enough to go on from anywhere, and a cache of capacity W-1+slack takes `slack` more before it must forget.
+    Before a chunk of S <= slack tokens that would pass the capacity, all but the last W-1 are evicted: one copy of
+    W-1 positions for every `slack` tokens or more.
+
+    W = 4, slack = 3: capacity 6                cached positions        forgotten    rewindable
+        append 3 tokens                         0 1 2                   -            3: all that there is
+        append 2 tokens                         0 1 2 3 4               -            5
+        append 2 tokens: 5+2 > 6, evict to 3    2 3 4 | 5 6             0 1          2: 5 cached, 3 are needed
+        append 1 token:  5+1 = 6                2 3 4 5 6 7             0 1          3
+        rewind 3                                2 3 4                   0 1          0
+
+    After eviction n tokens can be dropped only while W-1 positions stay cached: rewindable = cached-(W-1). Before
+    the first eviction nothing was forgotten and everything can be dropped.
+
+When only some layers have a window, those are evicted in the same way and the others keep their whole cache; then the
+bound on rewinding is the same, and the model's maximum position holds. Without any window nothing is evicted.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from alize.artifact.manifest import ModelInfo
+from alize.errors import ContextExceeded, RewindTooFar, SessionClosed, SessionError, TokenOutOfRange, UsageError
+
+__all__ = ["DEFAULT_CHUNK", "Limits", "Runner", "Session", "session_limits"]
+
+DEFAULT_CHUNK = 512
+
+
+class Runner(Protocol):
+    """One state (the cached keys and values of B rows) on one engine. Session is its only caller and has checked all."""
+
+    def step(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], keep: int
+    ) -> NDArray[np.float32]:
+        """Append lengths[b] tokens of tokens[B,S] to row b, the first at absolute position positions[b].
+
+        Rows are padded on the right with token 0. A row's length may be 0 (its chunks are used up while a longer row
+        goes on): nothing is appended to it. lengths.max() is S.
+
+        keep > 0, at most S: logits[B,keep,V], aligned on the right: [b,keep-1] belongs to the last new token of row b,
+            [b,keep-2] to the one before, and so on. What precedes a shorter row's first token is never read.
+        keep = 0: logits[B,S,V], aligned on the left like `tokens` and 0 behind a row's last token.
+        The array is the caller's: the runner doesn't write to it later.
+        """
+        ...
+
+    def drop_last(self, n: int) -> None:
+        """Every row forgets its last n tokens (n >= 1, and every row has that many cached), in every layer."""
+        ...
+
+    def evict(self, keep: int) -> None:
+        """Every sliding-window layer forgets all but the last `keep` cached positions of each row.
+
+        A row with fewer keeps what it has. keep may be 0 (a window of 1). Full-attention layers forget nothing.
+        """
+        ...
+
+    def cached(self) -> int:
+        """Cached positions of the longest row in the sliding-window layers (without any: in the full-attention ones)."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything; positions start at 0 again."""
+        ...
+
+    def close(self) -> None:
+        """Release the state. Called once, and nothing after it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How a session cuts its work: `chunk` tokens a step at most, `slack` cached positions beyond the W-1 needed.
+
+    capacity: the most positions that a sliding-window layer ever caches (W-1+slack), None without any window.
+    """
+
+    chunk: int
+    slack: int
+    capacity: int | None
+
+
+def session_limits(info: ModelInfo, options: Mapping[str, str | int | bool]) -> Limits:
+    """The limits of a runtime configuration: its options `chunk` and `slack`, or the defaults.
+
+    By default a chunk is 512 tokens and slack is the window (at least the chunk): one copy a token, amortised.
+    Raises UsageError.
+    """
+    window = max(info.windows)
+    chunk = int(options.get("chunk", DEFAULT_CHUNK))
+    slack = int(options.get("slack", max(chunk, window)))
+    if not 1 <= chunk <= slack:
+        raise UsageError(f"chunk {chunk} must be at least 1 and at most slack {slack}: a chunk has to fit in the slack")
+    return Limits(chunk=chunk, slack=slack, capacity=window - 1 + slack if window else None)
+
+
+class Session:
+    """B rows of tokens on one engine, appended to and rewound together. One thread at a time.
+
+    runner: a fresh state for `batch` rows.   info: the model's sizes, windows and maximum position.
+    chunk, slack: see `session_limits`.
+    """
+
+    def __init__(self, runner: Runner, info: ModelInfo, *, batch: int, chunk: int, slack: int) -> None:
+        limits = session_limits(info, {"chunk": chunk, "slack": slack})
+        if batch < 1:
+            raise UsageError(f"batch {batch} must be at least 1")
+        self._runner, self._info, self._limits = runner, info, limits
+        self._window = max(info.windows)
+        self._bounded = 0 in info.windows
+        self._positions = np.zeros(batch, np.int64)
+        self._cached = np.zeros(batch, np.int64)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._torn = False
+
+    @property
+    def batch(self) -> int:
+        """B, the number of rows."""
+        return len(self._positions)
+
+    @property
+    def position(self) -> int:
+        """Tokens that the longest row holds: the absolute position of its next token."""
+        return int(self._positions.max())
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """int64[B]: the absolute position of each row's next token."""
+        return self._positions.copy()
+
+    @property
+    def room(self) -> int | None:
+        """How many more tokens the longest row can take; None = endless (every layer has a window)."""
+        return max(0, self._info.max_positions - self.position) if self._bounded else None
+
+    @property
+    def limits(self) -> Limits:
+        """How appends are cut and how much is cached."""
+        return self._limits
+
+    @property
+    def rewindable(self) -> int:
+        """How many tokens `rewind` can drop now; see the worked example above."""
+        evicted = self._cached < self._positions
+        rows = np.where(evicted, self._cached - (self._window - 1), self._positions)
+        return max(0, int(rows.min()))
+
+    def append(self, tokens: ArrayLike, *, lengths: ArrayLike | None = None, keep: int = 1) -> NDArray[np.float32]:
+        """Append tokens[B,S] (integers) and return the logits of the last `keep` of each row: float32[B,keep,V].
+
+        lengths[B]: how many tokens of each row count; the rest is padding on the right, whatever it holds.
+        keep = 0 returns all: float32[B,S,V], 0 where a row is padding.
+
+        Raises SessionError (wrong shape, an empty row, another thread inside), TokenOutOfRange, ContextExceeded,
+        SessionClosed; none of them changes the session.
+        """
+        with self._entered():
+            checked, counts = self._check(tokens, lengths, keep)
+            with self._tearing():
+                return self._append(checked, counts, keep)
+
+    def rewind(self, n: int) -> None:
+        """Drop the last n tokens of every row. Raises RewindTooFar when n > rewindable, SessionError when n < 0."""
+        with self._entered():
+            self._check_whole()
+            if n < 0:
+                raise SessionError(f"cannot rewind {n} tokens: give the number of tokens to drop, 0 or more")
+            if n > self.rewindable:
+                why = "the window moved on" if (self._cached < self._positions).any() else "no more were appended"
+                raise RewindTooFar(f"cannot rewind {n} tokens, the limit is {self.rewindable} ({why}): reset() and append again")
+            if n:
+                with self._tearing():
+                    self._runner.drop_last(n)
+                    self._positions -= n
+                    self._cached -= n
+
+    def reset(self) -> None:
+        """Forget every token: as good as new."""
+        with self._entered(), self._tearing():
+            self._runner.reset()
+            self._positions[:] = 0
+            self._cached[:] = 0
+
+    def close(self) -> None:
+        """Release the engine's state. May be called again; every other call then raises SessionClosed."""
+        if self._closed:
+            return
+        with self._entered():
+            self._closed = True
+            self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise SessionError("another thread is inside this session: use one session a thread (model.session() is cheap)")
+        try:
+            if self._closed:
+                raise SessionClosed("this session is closed: open another with model.session()")
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def _tearing(self) -> Iterator[None]:
+        # Whatever stops a step half-way (Ctrl-C, an engine's error) leaves a state that nobody can describe.
+        self._torn = True
+        yield
+        self._torn = False
+
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise SessionError("an earlier call was interrupted half-way and the state is unknown: call reset() and append again")
+
+    def _check(self, tokens: ArrayLike, lengths: ArrayLike | None, keep: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        self._check_whole()
+        rows = _integers(tokens, "tokens")
+        if rows.ndim != 2 or rows.shape[0] != self.batch:
+            raise SessionError(f"tokens have shape {list(rows.shape)}, not [B,S] with B = {self.batch}, this session's batch")
+        size = rows.shape[1]
+        counts = np.full(self.batch, size) if lengths is None else _integers(lengths, "lengths")
+        if counts.shape != (self.batch,):
+            raise SessionError(f"lengths have shape {list(counts.shape)}, not [{self.batch}]: give one length a row")
+        if size == 0 or counts.min() < 1:
+            raise SessionError(f"row {int(counts.argmin())} is an empty prompt: append at least one token a row (BOS, say)")
+        if counts.max() > size:
+            raise SessionError(f"length {int(counts.max())} of row {int(counts.argmax())} is more than the {size} tokens given")
+        if not 0 <= keep <= counts.min():
+            raise SessionError(f"keep {keep} is not within 0..{int(counts.min())}, the tokens of the shortest row; 0 keeps all")
+        self._check_context(counts)
+        return self._check_range(rows, counts), counts.astype(np.int64)
+
+    def _check_context(self, counts: NDArray[np.int64]) -> None:
+        end, limit = self._positions + counts, self._info.max_positions
+        row = int(end.argmax())
+        if self._bounded and end[row] > limit:
+            raise ContextExceeded(
+                f"prompt of {int(counts[row])} tokens at position {int(self._positions[row])} needs {int(end[row])} positions,"
+                f" the model has {limit}: shorten the prompt or reset() the session"
+            )
+
+    def _check_range(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        real = np.arange(rows.shape[1]) < counts[:, None]
+        wrong = np.argwhere(real & ((rows < 0) | (rows >= self._info.vocab_size)))
+        if len(wrong):
+            row, column = (int(index) for index in wrong[0])
+            raise TokenOutOfRange(
+                f"token {int(rows[row, column])} at index {column} of row {row} is outside 0..{self._info.vocab_size - 1}"
+                f" (vocabulary of {self._info.vocab_size}): use this model's tokenizer"
+            )
+        return np.where(real, rows, 0).astype(np.int64)
+
+    def _append(self, tokens: NDArray[np.int64], counts: NDArray[np.int64], keep: int) -> NDArray[np.float32]:
+        kept = np.zeros((self.batch, keep or tokens.shape[1], self._info.vocab_size), np.float32)
+        first = np.maximum(counts - keep, 0) if keep else np.zeros_like(counts)  # row b: logits wanted from this token on
+        for start in range(0, int(counts.max()), self._limits.chunk):
+            stop = min(start + self._limits.chunk, int(counts.max()))
+            lengths = np.clip(counts - start, 0, stop - start)
+            wanted = np.clip(start + lengths - first, 0, lengths)
+            logits = self._step(tokens[:, start:stop], lengths, max(1, int(wanted.max())))
+            for row in np.flatnonzero(wanted):
+                end = start + lengths[row] - first[row]
+                kept[row, end - wanted[row] : end] = logits[row, logits.shape[1] - wanted[row] :]
+        return kept
+
+    def _step(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], keep: int) -> NDArray[np.float32]:
+        if self._limits.capacity is not None and int((self._cached + lengths).max()) > self._limits.capacity:
+            self._runner.evict(self._window - 1)
+            self._cached = np.minimum(self._cached, self._window - 1)
+        logits = self._runner.step(np.ascontiguousarray(tokens), lengths, self._positions.copy(), keep)
+        assert logits.shape == (self.batch, keep, self._info.vocab_size), f"the runner returned logits of shape {logits.shape}"
+        self._positions += lengths
+        self._cached += lengths
+        return logits
+
+
+def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise SessionError(f"{name} have rows of unequal length: pad them on the right and give lengths") from error
+    if array.size and array.dtype.kind not in "iu":
+        raise SessionError(f"{name} have dtype {array.dtype}, not integers: give token ids")
+    return array.astype(np.int64)

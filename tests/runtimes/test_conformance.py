@@ -1,0 +1,253 @@
+"""What every back-end must do, through Session: one suite for all of them. See backends.py."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from alize.errors import ContextExceeded, RewindTooFar
+from alize.runtimes.registry import BACKENDS
+from alize.runtimes.session import Runner, Session, session_limits
+from tests.runtimes.backends import MAX_POSITIONS, SUBJECTS, VOCABULARY, Subject
+
+CHUNK, SLACK = 4, 6  # small, so that short appends are cut and evict
+
+
+def tokens(size: int, *, seed: int = 0) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, size)
+
+
+def session(subject: Subject, *, batch: int = 1, chunk: int = CHUNK, slack: int = SLACK) -> Session:
+    return Session(subject.runner(batch), subject.info, batch=batch, chunk=chunk, slack=slack)
+
+
+def alone(subject: Subject, row: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Logits[S,V] of one row in one step of a fresh session: what everything else is compared to."""
+    with session(subject, chunk=len(row), slack=len(row)) as fresh:
+        logits: NDArray[np.float32] = fresh.append(row[None], keep=0)[0]
+        return logits
+
+
+def assert_same(subject: Subject, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=subject.tolerance)
+
+
+def pad(rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows, padded on the right with what Session must never look at."""
+    lengths = np.array([len(row) for row in rows])
+    padded = np.full((len(rows), lengths.max()), -100)
+    for row, part in zip(padded, rows, strict=True):
+        row[: len(part)] = part
+    return padded, lengths
+
+
+def test_every_backend_is_here() -> None:
+    """A back-end of the registry without an entry in backends.py would be a back-end without a test."""
+    assert set(SUBJECTS) == {*BACKENDS, "torch"}
+
+
+@pytest.mark.parametrize("piece", [1, 3, 17])
+def test_appending_in_pieces_is_appending_at_once(subject: Subject, piece: int) -> None:
+    row = tokens(40)
+    with session(subject) as pieces:
+        logits = [pieces.append(row[None, start : start + piece], keep=0)[0] for start in range(0, len(row), piece)]
+    assert_same(subject, np.concatenate(logits), alone(subject, row))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 5, 9, 17])
+def test_keep_spans_chunks(subject: Subject, keep: int) -> None:
+    row = tokens(17)
+    with session(subject) as short:
+        assert_same(subject, short.append(row[None], keep=keep)[0], alone(subject, row)[-keep:])
+
+
+def test_ragged_rows_are_rows_alone(subject: Subject) -> None:
+    """Unequal prompts, then unequal appends, then a token at a time, past the window in each row at another moment."""
+    first = [tokens(size, seed=size) for size in (1, 9, 14, 5)]
+    second = [tokens(size, seed=size) for size in (7, 2, 1, 11)]
+    third = [tokens(6, seed=seed) for seed in range(20, 24)]
+    expected = [alone(subject, np.concatenate(parts)) for parts in zip(first, second, third, strict=True)]
+    ends = np.zeros(4, np.int64)
+    with session(subject, batch=4) as batch:
+        for rows in (first, second, *([row[at : at + 1] for row in third] for at in range(6))):
+            padded, lengths = pad(rows)
+            logits = batch.append(padded, lengths=lengths)
+            ends += lengths
+            assert batch.positions.tolist() == ends.tolist()
+            for row, end in enumerate(ends):
+                assert_same(subject, logits[row, 0], expected[row][end - 1])
+
+
+def test_ragged_keep_counts_from_each_rows_end(subject: Subject) -> None:
+    rows = [tokens(size, seed=size) for size in (3, 13, 8)]
+    padded, lengths = pad(rows)
+    with session(subject, batch=3) as batch:
+        logits = batch.append(padded, lengths=lengths, keep=3)
+    for row, found in zip(rows, logits, strict=True):
+        assert_same(subject, found, alone(subject, row)[-3:])
+
+
+def test_a_runner_keeps_all_aligned_on_the_left(subject: Subject) -> None:
+    """keep = 0 of Runner.step, which Session spells out and others may use."""
+    rows = [tokens(2, seed=30), tokens(4, seed=31)]
+    padded = np.stack([np.pad(row, (0, 4 - len(row))) for row in rows])
+    runner = subject.runner(2)
+    logits = runner.step(padded, np.array([2, 4]), np.zeros(2, np.int64), 0)
+    runner.close()
+    assert logits.shape == (2, 4, VOCABULARY)
+    assert not logits[0, 2:].any()
+    for row, found in zip(rows, logits, strict=True):
+        assert_same(subject, found[: len(row)], alone(subject, row))
+
+
+def test_ragged_keep_all_is_zero_behind_a_row(subject: Subject) -> None:
+    rows = [tokens(size, seed=size) for size in (3, 13)]
+    padded, lengths = pad(rows)
+    with session(subject, batch=2) as batch:
+        logits = batch.append(padded, lengths=lengths, keep=0)
+    assert logits.shape == (2, 13, VOCABULARY)
+    assert not logits[0, 3:].any()
+    for row, found in zip(rows, logits, strict=True):
+        assert_same(subject, found[: len(row)], alone(subject, row))
+
+
+def test_decode_far_beyond_the_window_in_constant_memory(subject: Subject) -> None:
+    row = tokens(MAX_POSITIONS, seed=3)  # 12 windows of 5
+    runner = Watched(subject.runner(1))
+    capacity = session_limits(subject.info, {"chunk": CHUNK, "slack": SLACK}).capacity
+    expected = alone(subject, row)
+    with Session(runner, subject.info, batch=1, chunk=CHUNK, slack=SLACK) as long:
+        long.append(row[None, :10])
+        for at in range(10, len(row)):
+            assert_same(subject, long.append(row[None, at : at + 1])[0, 0], expected[at])
+    assert capacity is None or runner.most <= capacity
+    assert capacity is not None or runner.most == len(row)
+
+
+def test_a_token_sees_its_windows_and_no_more(subject: Subject) -> None:
+    """Through L layers the last token depends on the sum of (W-1) tokens before it, and on nothing before those."""
+    row = tokens(30, seed=4)
+    reach = sum(window - 1 for window in subject.info.windows) if 0 not in subject.info.windows else len(row) - 1
+    before = alone(subject, row)[-1]
+    for distance in range(reach - 1, min(reach + 3, len(row))):
+        if distance < 1:
+            continue
+        other = row.copy()
+        other[len(row) - 1 - distance] = (other[len(row) - 1 - distance] + 1) % VOCABULARY
+        changed = bool(np.abs(alone(subject, other)[-1] - before).max() > subject.tolerance)
+        assert changed == (distance <= reach), f"{distance} tokens back, the windows reach {reach}"
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 11])
+def test_rewind_then_append_is_never_having_appended(subject: Subject, n: int) -> None:
+    stay, gone, instead = tokens(9, seed=5), tokens(n, seed=6), tokens(12, seed=7)
+    with session(subject, chunk=16, slack=24) as rewound:
+        rewound.append(stay[None])
+        rewound.append(gone[None])
+        assert rewound.rewindable >= n
+        rewound.rewind(n)
+        assert rewound.position == len(stay)
+        logits = rewound.append(instead[None], keep=0)[0]
+    assert_same(subject, logits, alone(subject, np.concatenate([stay, instead]))[-len(instead) :])
+
+
+def test_rewind_as_far_as_it_goes_at_every_moment(subject: Subject) -> None:
+    """Through many evictions: what rewindable promises is exact, and one more is refused without a trace."""
+    row, other = tokens(40, seed=8), tokens(3, seed=9)
+    for size in range(1, len(row), 3):
+        with session(subject) as rewound:
+            for start in range(0, size, 5):
+                rewound.append(row[None, start : min(start + 5, size)])
+            n = rewound.rewindable
+            with pytest.raises(RewindTooFar, match=str(n)):
+                rewound.rewind(n + 1)
+            rewound.rewind(n)
+            assert rewound.rewindable >= 0
+            logits = rewound.append(other[None], keep=0)[0]
+        assert_same(subject, logits, alone(subject, np.concatenate([row[: size - n], other]))[-len(other) :])
+
+
+def test_ragged_rows_rewind_together(subject: Subject) -> None:
+    rows, other = [tokens(size, seed=size) for size in (4, 12, 8)], tokens(4, seed=10)
+    padded, lengths = pad(rows)
+    with session(subject, batch=3, chunk=16, slack=24) as batch:
+        batch.append(padded, lengths=lengths)
+        assert batch.rewindable == 4
+        batch.rewind(3)
+        logits = batch.append(np.tile(other, (3, 1)), keep=0)
+    for row, found in zip(rows, logits, strict=True):
+        assert_same(subject, found, alone(subject, np.concatenate([row[:-3], other]))[-len(other) :])
+
+
+def test_reset_is_as_good_as_new(subject: Subject) -> None:
+    row = tokens(11, seed=11)
+    with session(subject) as used:
+        used.append(tokens(20, seed=12)[None])
+        used.reset()
+        assert used.position == used.rewindable == 0
+        assert_same(subject, used.append(row[None], keep=0)[0], alone(subject, row))
+
+
+def test_sessions_of_one_engine_do_not_meet(subject: Subject) -> None:
+    one, other = tokens(12, seed=13), tokens(12, seed=14)
+    with session(subject) as left, session(subject) as right:
+        for start in range(0, 12, 4):
+            a = left.append(one[None, start : start + 4], keep=0)[0]
+            b = right.append(other[None, start : start + 4], keep=0)[0]
+    assert_same(subject, a, alone(subject, one)[-4:])
+    assert_same(subject, b, alone(subject, other)[-4:])
+
+
+def test_what_was_returned_stays(subject: Subject) -> None:
+    """An engine that hands out its own buffer would write the next logits over it."""
+    row = tokens(2, seed=15)
+    with session(subject) as short:
+        first = short.append(row[None, :1])
+        copy = first.copy()
+        short.append(row[None, 1:])
+    np.testing.assert_array_equal(first, copy)
+
+
+def test_positions_end_only_where_some_layer_sees_all(subject: Subject) -> None:
+    row = tokens(MAX_POSITIONS + 8)
+    with session(subject) as long:
+        long.append(row[None, :MAX_POSITIONS])
+        if 0 in subject.info.windows:
+            assert long.room == 0
+            with pytest.raises(ContextExceeded, match=f"{MAX_POSITIONS + 1} positions.*has {MAX_POSITIONS}"):
+                long.append([[1]])
+        else:
+            assert long.room is None
+            assert_same(subject, long.append(row[None, MAX_POSITIONS:], keep=0)[0], alone(subject, row)[MAX_POSITIONS:])
+
+
+class Watched(Runner):
+    """A runner that remembers the most that the engine's caches ever held."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.most = 0
+
+    def step(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], keep: int
+    ) -> NDArray[np.float32]:
+        logits = self._runner.step(tokens, lengths, positions, keep)
+        self.most = max(self.most, self._runner.cached())
+        return logits
+
+    def drop_last(self, n: int) -> None:
+        self._runner.drop_last(n)
+
+    def evict(self, keep: int) -> None:
+        self._runner.evict(keep)
+
+    def cached(self) -> int:
+        return self._runner.cached()
+
+    def reset(self) -> None:
+        self._runner.reset()
+
+    def close(self) -> None:
+        self._runner.close()
