@@ -99,7 +99,8 @@ def name_layers(model: ir.Model) -> int:
     """Names by layer what a fusion is asserted on and what a failed validation is traced with.
 
     Nodes `layers.{i}.self_attn`, `layers.{i}.self_attn.rotary_query|rotary_key`, and each norm as its weight is called;
-    values `layers.{i}.attention` and `layers.{i}.mlp`, the residual stream [B,S,M] after each half of a layer.
+    values `layers.{i}.heads` [B,S,H*D], what each head attended to, and `layers.{i}.attention` and `layers.{i}.mlp`, the
+    residual stream [B,S,M] after each half of a layer.
     """
     attentions = [node for node in model.graph if node.domain == "ai.alize" and node.op_type == "SlidingWindowAttention"]
     for i, node in enumerate(attentions):
@@ -109,7 +110,8 @@ def name_layers(model: ir.Model) -> int:
             if rotary is None or rotary.op_type != "RotaryEmbedding":
                 raise ExportFailed(f"layer {i}: its {part} does not come from a rotary embedding")
             rotary.name = f"layers.{i}.self_attn.rotary_{part}"
-        after_attention = _next_add(node.outputs[0])
+        merged, after_attention = _merged_heads(node.outputs[0]), _next_add(node.outputs[0])
+        merged.name = f"layers.{i}.heads"
         after_mlp = [use.node for use in after_attention.uses() if use.node.op_type == "Add"]
         if len(after_mlp) != 1:
             raise ExportFailed(f"layer {i}: the residual stream has {len(after_mlp)} adds after the attention, not 1")
@@ -120,7 +122,16 @@ def name_layers(model: ir.Model) -> int:
         weight = norm.inputs[1]
         assert weight is not None and weight.name is not None
         norm.name = weight.name.removeprefix("model.").removesuffix(".weight")
-    return 5 * len(attentions) + len(norms)
+    return 6 * len(attentions) + len(norms)
+
+
+def _merged_heads(value: ir.Value) -> ir.Value:
+    """The output of the Reshape that lays the heads side by side."""
+    transpose = next(iter(value.uses())).node
+    reshape = next(iter(transpose.outputs[0].uses())).node
+    if (transpose.op_type, reshape.op_type) != ("Transpose", "Reshape"):
+        raise ExportFailed(f"{value.name} feeds {transpose.op_type} and {reshape.op_type} where its heads should be merged")
+    return reshape.outputs[0]
 
 
 def _next_add(value: ir.Value) -> ir.Value:
