@@ -1,9 +1,10 @@
 """SlidingWindowAttention -> ONNX Runtime's fused com.microsoft.GroupQueryAttention.
 
 The operator takes heads side by side ([B,S,H*D]), a window as an attribute, and the number of keys of each row; past and
-present may share one buffer that is longer than what is in it. It assumes right padding: row b holds
-attention_mask[b].sum() tokens, and what lies behind them in the buffer is not read. Specification:
-https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
+present may share one buffer that is longer than what is in it. By itself it knows padding on the right only: what lies behind
+a row's last key is not read. Padding on the left, which transformers and optimum use for batches, is hidden by an additive
+attention bias. So a mask of either kind is right: row b's last key is its last 1, and every 0 before it is hidden.
+Specification: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 """
 
 import onnx_ir as ir
@@ -12,45 +13,68 @@ from onnx_ir.passes import common
 from alize.errors import LoweringFailed
 from alize.optimize.passes import attentions, constant
 
-__all__ = ["group_query_attention"]
+__all__ = ["HIDDEN_SCORE", "group_query_attention"]
+
+HIDDEN_SCORE = -3.0e38  # finite: a padding row that sees no key gives an average, not NaN, and nothing reads what it gives
 
 
 def group_query_attention(model: ir.Model) -> int:
-    """Replaces every attention node; one pair of length inputs is computed from attention_mask for all of them."""
+    """Replaces every attention node; lengths and bias are computed from attention_mask once for all of them."""
     graph = model.graph
     mask = next(value for value in graph.inputs if value.name == "attention_mask")
+    input_ids = next(value for value in graph.inputs if value.name == "input_ids")
     last_index, total = _row_lengths(graph, mask)
+    bias = _padding_bias(graph, mask, input_ids)
     nodes = attentions(model)
     for node in nodes:
-        _replace(graph, node, last_index, total)
+        _replace(graph, node, last_index, total, bias)
     common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
     model.opset_imports["com.microsoft"] = 1
     return len(nodes)
 
 
 def _row_lengths(graph: ir.Graph, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """seqlens_k int32 [B]: each row's tokens, less one; total_sequence_length int32 scalar: the longest row's."""
-    axis = constant([1], "row_lengths.axis")
-    one = constant([1], "row_lengths.one")
-    count = ir.node("ReduceSum", [mask, axis.outputs[0]], {"keepdims": 0}, name="row_lengths.count")
-    last = ir.node("Sub", [count.outputs[0], one.outputs[0]], name="row_lengths.last")
-    last_index = ir.node("Cast", [last.outputs[0]], {"to": ir.DataType.INT32}, name="row_lengths.seqlens_k")
+    """seqlens_k int32 [B]: the index of each row's last key; total_sequence_length int32 scalar: the mask's width."""
+    axis, zero, one = constant([1], "row_lengths.axis"), constant(0, "row_lengths.zero"), constant(1, "row_lengths.one")
     shape = ir.node("Shape", [mask], {"start": 1, "end": 2}, name="row_lengths.shape")
-    scalar = ir.node("Squeeze", [shape.outputs[0]], name="row_lengths.scalar")
-    total = ir.node("Cast", [scalar.outputs[0]], {"to": ir.DataType.INT32}, name="row_lengths.total")
-    first = next(iter(graph))
-    graph.insert_before(first, [axis, one, count, last, last_index, shape, scalar, total])
+    width = ir.node("Squeeze", [shape.outputs[0]], name="row_lengths.width")
+    total = ir.node("Cast", [width.outputs[0]], {"to": ir.DataType.INT32}, name="row_lengths.total")
+    index = ir.node("Range", [zero.outputs[0], width.outputs[0], one.outputs[0]], name="row_lengths.index")
+    seen = ir.node("Mul", [mask, index.outputs[0]], name="row_lengths.seen")
+    last = ir.node("ReduceMax", [seen.outputs[0], axis.outputs[0]], {"keepdims": 0}, name="row_lengths.last")
+    last_index = ir.node("Cast", [last.outputs[0]], {"to": ir.DataType.INT32}, name="row_lengths.seqlens_k")
+    graph.insert_before(next(iter(graph)), [axis, zero, one, shape, width, total, index, seen, last, last_index])
     return last_index.outputs[0], total.outputs[0]
 
 
-def _replace(graph: ir.Graph, node: ir.Node, last_index: ir.Value, total: ir.Value) -> None:
+def _padding_bias(graph: ir.Graph, mask: ir.Value, input_ids: ir.Value) -> ir.Value:
+    """float32 [B,1,S,P+S]: 0 for a key that is a token, HIDDEN_SCORE for padding."""
+    real = ir.node("Cast", [mask], {"to": ir.DataType.BOOL}, name="padding_bias.real")
+    shown = constant(0.0, "padding_bias.shown", dtype=ir.DataType.FLOAT)
+    hidden = constant(HIDDEN_SCORE, "padding_bias.hidden", dtype=ir.DataType.FLOAT)
+    scores = ir.node("Where", [real.outputs[0], shown.outputs[0], hidden.outputs[0]], name="padding_bias.scores")
+    middle, single = constant([1, 2], "padding_bias.middle"), constant([1], "padding_bias.single")
+    wide = ir.node("Unsqueeze", [scores.outputs[0], middle.outputs[0]], name="padding_bias.wide")
+    batch = ir.node("Shape", [input_ids], {"start": 0, "end": 1}, name="padding_bias.batch")
+    new = ir.node("Shape", [input_ids], {"start": 1, "end": 2}, name="padding_bias.new")
+    width = ir.node("Shape", [mask], {"start": 1, "end": 2}, name="padding_bias.width")
+    sizes = [batch.outputs[0], single.outputs[0], new.outputs[0], width.outputs[0]]
+    shape = ir.node("Concat", sizes, {"axis": 0}, name="padding_bias.shape")
+    bias = ir.node("Expand", [wide.outputs[0], shape.outputs[0]], name="padding_bias.bias")
+    nodes = [real, shown, hidden, scores, middle, single, wide, batch, new, width, shape, bias]
+    graph.insert_before(next(iter(graph)), nodes)
+    return bias.outputs[0]
+
+
+def _replace(graph: ir.Graph, node: ir.Node, last_index: ir.Value, total: ir.Value, bias: ir.Value) -> None:
     query, key, value, past_key, past_value, _ = node.inputs
     flat = [_heads_side_by_side(graph, node, tensor) for tensor in (query, key, value)]
     heads, kv_heads = _heads(query), _heads(key)
     window = node.attributes["window"].as_int()
     fused = ir.node(
         "GroupQueryAttention",
-        [*flat, past_key, past_value, last_index, total],
+        [*flat, past_key, past_value, last_index, total, None, None, None, bias],
         {
             "num_heads": heads,
             "kv_num_heads": kv_heads,

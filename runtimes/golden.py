@@ -75,7 +75,8 @@ def write_golden(path: Path, cases: Sequence[Case], budget: Budget) -> None:
         tensors[f"positions.{index}"] = np.ascontiguousarray(case.positions, np.int64)
         tensors[f"log_probs.{index}"] = np.ascontiguousarray(case.log_probs, np.float32)
     limits = {name: value for name, value in vars(budget).items() if value is not None}
-    safetensors.numpy.save_file(tensors, path, metadata={"budget": json.dumps(limits, sort_keys=True)})
+    content = safetensors.numpy.save(tensors, metadata={"budget": json.dumps(limits, sort_keys=True)})
+    path.write_bytes(content)  # save_file would leave it readable for its owner only
 
 
 def read_golden(path: Path) -> tuple[Budget, Iterator[Case]]:
