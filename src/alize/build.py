@@ -1,0 +1,178 @@
+"""The pipeline: from a checkpoint to a sealed artifact."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from alize import __version__
+from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, ModelInfo, Source, Target, Validation
+from alize.compilers import Compiler, compiler_for, normal_weights
+from alize.errors import ValidationFailed
+from alize.export.hub import export_hub
+from alize.models.checkpoint import Checkpoint
+from alize.models.registry import family_for
+from alize.progress import Progress, SilentProgress, reporter
+from alize.record import BUILD_RECORD, BuildRecord
+from alize.report import render
+from alize.runtimes.golden import GOLDEN, write_golden
+from alize.runtimes.registry import backend_module, check_device
+from alize.source import Resolved, resolve
+from alize.validate.judge import Budget
+from alize.validate.run import Outcome, validate_folder
+
+__all__ = ["DEFAULT_BUDGET_SECONDS", "REPORT", "build", "draft_manifest", "model_info", "stored_as"]
+
+REPORT = "report.html"
+DEFAULT_BUDGET_SECONDS = 300.0
+
+
+def build(
+    source: str,
+    *,
+    output: Path,
+    target: str,
+    device: str = "cpu",
+    weights: str | None = None,
+    revision: str | None = None,
+    budget_seconds: float = DEFAULT_BUDGET_SECONDS,
+    budget: Budget | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Compiles `source` for `target`, validates the result against PyTorch and seals it as the folder `output`.
+
+    source: a Hugging Face checkpoint folder or a hub id (with `revision`). weights: fp32, fp16 or bf16, by default what the
+    checkpoint holds. budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it
+    (verdict "partial", which `load` refuses). budget: what each kind of difference may be. force: replace an artifact.
+
+    Raises UsageError, SourceError, BuildError, BackendUnavailable; ValidationFailed when the artifact does not say what
+    PyTorch says: nothing is sealed then, and the report is left beside `output`.
+    """
+    progress = progress or SilentProgress()
+    compiler = compiler_for(target)
+    module = backend_module(target)
+    check_device(target, module, device)
+    resolved = resolve(source, revision=revision, progress=reporter(progress))
+    checkpoint = Checkpoint.open(resolved.folder)
+    stored = stored_as(checkpoint) if weights is None else normal_weights(weights)
+    record = BuildRecord()
+    with Building(output, overwrite=force) as building:
+        progress.stage("hash the checkpoint", total_bytes=sum(tensor.size for tensor in checkpoint.tensors.values()))
+        draft = draft_manifest(checkpoint, compiler, device=device, weights=stored, origin=resolved)
+        draft = _compile(building.folder, draft, checkpoint, compiler, progress=progress, record=record)
+        with record.timed("validate"):
+            outcome = validate_folder(
+                building.folder,
+                draft,
+                checkpoint,
+                compiler,
+                budget=budget or Budget(),
+                budget_seconds=budget_seconds,
+                progress=progress,
+            )
+        draft = dataclasses.replace(draft, validation=outcome.validation)
+        _write_proof(building.folder, draft, outcome, output)
+        (building.folder / BUILD_RECORD).write_text(record.to_json(), encoding="utf-8")
+        progress.stage("seal", total_bytes=sum(_sizes(building.folder).values()))
+        manifest = building.seal(draft, unsealed=(BUILD_RECORD,), advance=progress.advance)
+    if manifest.validation.verdict == "pass":  # this device needs no replay: the whole validation ran on it
+        state = DeviceState(manifest.digest, module.fingerprint(device))
+        state.record_verdict(manifest.configurations[0].name, DeviceVerdict("pass"))
+    return manifest
+
+
+def stored_as(checkpoint: Checkpoint) -> str:
+    """The precision that keeps the checkpoint's weights bit for bit: its own, or fp32 where it mixes several."""
+    dtypes = {info.dtype for info in checkpoint.tensors.values()}
+    return {("BF16",): "bf16", ("F16",): "fp16"}.get(tuple(dtypes), "fp32")
+
+
+def model_info(checkpoint: Checkpoint) -> ModelInfo:
+    """What a runtime has to know of the checkpoint's model. Raises UnsupportedModel."""
+    config = family_for(checkpoint.config).config.from_dict(checkpoint.config)
+    return ModelInfo(
+        layers=config.num_layers,
+        query_heads=config.num_heads,
+        key_value_heads=config.num_kv_heads,
+        head_size=config.head_size,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        windows=config.windows,
+        max_positions=config.max_positions,
+        bos_token_id=config.bos_token_id,
+        eos_token_ids=config.eos_token_ids,
+    )
+
+
+def draft_manifest(
+    checkpoint: Checkpoint, compiler: Compiler, *, device: str, weights: str, origin: Resolved | None = None
+) -> Manifest:
+    """The manifest as far as the checkpoint decides it: no passes, no structure, no verdict yet.
+
+    Refuses what the family can't express before any work is done: raises UnsupportedModel, CorruptCheckpoint.
+    """
+    info = model_info(checkpoint)
+    family = family_for(checkpoint.config)
+    config = family.config.from_dict(checkpoint.config)
+    family.convert_weights(config, checkpoint)
+    resolved = origin or Resolved("folder", checkpoint.folder)
+    named = resolved.repo or "SOURCE"
+    revision = f" --revision {resolved.commit}" if resolved.commit else ""
+    return Manifest(
+        alize=__version__,
+        source=Source(
+            kind=resolved.kind,
+            repo=resolved.repo,
+            commit=resolved.commit,
+            sha256=checkpoint.sha256(),
+            architecture=str((checkpoint.config.get("architectures") or [family.model_type])[0]),
+            family=family.model_type,
+            config=dataclasses.asdict(config),
+        ),
+        model=info,
+        target=Target(compiler.target, device, weights, compiler.versions(), (), {}),
+        configurations=compiler.configurations,
+        validation=Validation("device-validated", "partial", (), {}, (), {}),
+        rebuild=f"alize build {named}{revision} --target {compiler.target} --device {device} --weights {weights} -o FOLDER",
+    )
+
+
+def _compile(
+    folder: Path, draft: Manifest, checkpoint: Checkpoint, compiler: Compiler, *, progress: Progress, record: BuildRecord
+) -> Manifest:
+    """Writes the target's files and what travels with them into FOLDER; returns the draft with passes and structure."""
+    with record.timed("export"):
+        progress.stage("export to ONNX")
+        hub = export_hub(checkpoint)
+    with record.timed("lower"):
+        progress.stage(f"lower to {compiler.target}")
+        passes = compiler.lowering.lower(hub, folder, weights=draft.target.weights)
+    with record.timed("inspect"):
+        progress.stage("inspect the compiled graph")
+        structure = compiler.lowering.check_structure(folder, draft.model.windows)
+    with record.timed("companions"):
+        for path in (checkpoint.folder / "config.json", *checkpoint.companions):
+            shutil.copyfile(path, folder / path.name)
+        compiler.companion.write(checkpoint, folder)
+    return dataclasses.replace(draft, target=dataclasses.replace(draft.target, passes=passes, structure=structure))
+
+
+def _write_proof(folder: Path, draft: Manifest, outcome: Outcome, output: Path) -> None:
+    """Golden prompts and report. Raises ValidationFailed, leaving the report beside `output`."""
+    if outcome.replay:
+        write_golden(folder / GOLDEN, outcome.replay, outcome.replay_budget)
+    page = render(draft, outcome.evidence, _sizes(folder))
+    if outcome.validation.verdict == "fail":
+        left = output.with_name(f"{output.name}.failed-report.html")
+        left.write_text(page, encoding="utf-8")
+        complaints = outcome.evidence.complaints
+        more = f" (and {len(complaints) - 1} more findings)" if len(complaints) > 1 else ""
+        raise ValidationFailed(
+            f"the artifact does not say what PyTorch says: {complaints[0]}{more}; nothing was sealed, see {left}"
+        )
+    (folder / REPORT).write_text(page, encoding="utf-8")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Size in bytes of each file, by its path inside FOLDER."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,78 @@
+"""Does an artifact say what PyTorch says? `validate_artifact` asks again, of one that is sealed."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from alize.artifact import read, verify
+from alize.errors import SourceError
+from alize.progress import Progress, SilentProgress, reporter
+
+__all__ = ["validate_artifact"]
+
+
+def validate_artifact(
+    artifact: Path, *, source: str | None = None, budget_seconds: float, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Validates a sealed artifact again, here, and records the verdict for this device. The artifact is not written to.
+
+    Without `source` the golden prompts are replayed (numpy only). With the checkpoint that it was built from, everything that
+    `build` measures is measured anew. Every file is hashed first. Returns verdict, level, left_out, cases and figures, and
+    with a source the findings. Raises ArtifactError, SourceError, BackendUnavailable.
+    """
+    progress = progress or SilentProgress()
+    if source is None:
+        return _replay(artifact, progress)
+    from alize.compilers import compiler_for
+    from alize.models.checkpoint import Checkpoint
+    from alize.source import resolve
+    from alize.validate.judge import Budget
+    from alize.validate.run import validate_folder
+
+    manifest = read(artifact)
+    progress.stage("verify", total_bytes=sum(entry.size for entry in manifest.files))
+    verify(artifact, manifest, full=True, advance=progress.advance)
+    checkpoint = Checkpoint.open(resolve(source, progress=reporter(progress)).folder)
+    if checkpoint.sha256() != manifest.source.sha256:
+        raise SourceError(
+            f"{source} is not the checkpoint that {artifact} was built from: its sha256 is {checkpoint.sha256()[:12]}..., "
+            f"the manifest says {manifest.source.sha256[:12]}...; give that one"
+        )
+    budget = Budget(**manifest.validation.budget) if manifest.validation.budget else Budget()
+    outcome = validate_folder(
+        artifact,
+        manifest,
+        checkpoint,
+        compiler_for(manifest.target.backend),
+        budget=budget,
+        budget_seconds=budget_seconds,
+        progress=progress,
+    )
+    _record(manifest, outcome.validation.verdict)
+    return {**dataclasses.asdict(outcome.validation), "findings": list(outcome.evidence.complaints)}
+
+
+def _replay(artifact: Path, progress: Progress) -> dict[str, Any]:
+    from alize.runtimes.model import replay
+
+    progress.stage("replay the golden prompts")
+    verdict = replay(artifact)
+    return {
+        "verdict": "pass" if verdict.passed else "fail",
+        "level": "golden replay",
+        "left_out": list(verdict.failures),
+        "cases": [],
+        "figures": {"golden replay": verdict.figures},
+    }
+
+
+def _record(manifest: Any, verdict: str) -> None:
+    """A passing or failing verdict is remembered for this device; a partial one says nothing."""
+    from alize.artifact import DeviceState, DeviceVerdict
+    from alize.runtimes.registry import backend_module
+
+    if verdict == "partial":
+        return
+    fingerprint = backend_module(manifest.target.backend).fingerprint(manifest.target.device)
+    state = DeviceState(manifest.digest, fingerprint)
+    state.record_verdict(manifest.configurations[0].name, DeviceVerdict("pass" if verdict == "pass" else "fail"))

@@ -1,0 +1,113 @@
+"""Which tokens an artifact is asked about, and in which steps. The cases come from the config, not from taste.
+
+One sequence of N tokens is read by the reference in one pass; every case feeds the artifact prefixes of it, so that one
+reference serves them all. N = 2W+3 when the budget allows it, W+3 (one crossing of the window's edge) when it doesn't.
+"""
+
+from dataclasses import dataclass
+
+from alize.artifact.manifest import ModelInfo
+
+__all__ = ["UNWINDOWED_SPAN", "Case", "Plan", "make_plan"]
+
+UNWINDOWED_SPAN = 64
+"""Stands for W where no layer has a window: the lengths that are tried are then 2*64+3 tokens and less."""
+
+_CHUNK = 17
+
+
+@dataclass(frozen=True)
+class Case:
+    """rows: the prefix that each row of the batch reads.   first: tokens of each row in the first append (the prompt).
+
+    steps: sizes of the appends that follow, the same for every row.   chunk: the largest step of the engine, and the slack of
+    its cache: a small one makes a windowed cache shift often.
+    """
+
+    name: str
+    first: tuple[int, ...]
+    steps: tuple[int, ...]
+    chunk: int
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return tuple(size + sum(self.steps) for size in self.first)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """length: N.   edges: positions where a window begins to cut, for the report.   left_out: what the budget cut."""
+
+    length: int
+    cases: tuple[Case, ...]
+    edges: tuple[int, ...]
+    continuation: int
+    bf16_floor: bool
+    left_out: tuple[str, ...]
+
+
+def make_plan(info: ModelInfo, *, seconds_a_token: float, budget_seconds: float) -> Plan:
+    """The full plan where it fits, else the minimum set: one edge crossing, one chunked prefill, one unequal batch.
+
+    seconds_a_token: what one pass of one token is expected to cost, reference or artifact.
+    """
+    span = max(info.windows) or min(UNWINDOWED_SPAN, (info.max_positions - 3) // 2)
+    full = _full(span)
+    cost = _cost(full) * seconds_a_token
+    if cost <= budget_seconds:
+        return full
+    return _minimum(span, f"{cost:.0f} s expected, {budget_seconds:.0f} s allowed")
+
+
+def _cost(plan: Plan) -> float:
+    """Token passes: two or three of the reference over N and the bf16 floor, and every case in two configurations."""
+    return 4 * plan.length + 2 * sum(case.tokens for case in plan.cases) + 3 * plan.continuation
+
+
+def _edges(span: int) -> tuple[int, ...]:
+    return (span - 1, span, 2 * span)
+
+
+def _full(span: int) -> Plan:
+    length = 2 * span + 3
+    cases = (
+        Case("one append", (length,), (), chunk=length),
+        _chunked(length, decode=6),
+        Case("decode across the edge", (max(span - 2, 1),), (1,) * 6, chunk=length),
+        _unequal(span),
+    )
+    return Plan(length, cases, _edges(span), continuation=32, bf16_floor=True, left_out=())
+
+
+def _minimum(span: int, why: str) -> Plan:
+    length = span + 3
+    crossing = Case("decode across the edge", (max(span - 2, 1),), (1,) * 5, chunk=length)
+    left_out = (
+        f"lengths beyond W+3 = {length} ({why})",
+        "decode past two windows",
+        "greedy continuation",
+        "the bfloat16 floor",
+    )
+    return Plan(length, (crossing, _chunked(length), _unequal(span)), _edges(span)[:2], 0, False, left_out)
+
+
+def _chunked(length: int, *, decode: int = 0) -> Case:
+    """Small chunks, and the last `decode` tokens one by one: a windowed model's cache is shifted again and again.
+
+    At most 31 chunks: a long window would otherwise be read in thousands of steps.
+    """
+    prefill = length - decode
+    size = max(min(_CHUNK, prefill // 2), -(-prefill // 31))
+    sizes = [size] * (prefill // size) + ([prefill % size] if prefill % size else []) + [1] * decode
+    name = f"chunks of {size}, then decode past two windows" if decode else f"chunks of {size}"
+    return Case(name, (sizes[0],), tuple(sizes[1:]), chunk=size)
+
+
+def _unequal(span: int) -> Case:
+    """Three rows around the edge, so that one is cut by the window, one is not and one is mostly padding."""
+    rows = (span + 1, max(span - 2, 1), min(7, span))
+    return Case("unequal batch", rows, (1, 1), chunk=span + 3)

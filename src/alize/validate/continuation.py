@@ -1,0 +1,52 @@
+"""The greedy continuation: the artifact writes, then the reference reads what it wrote and says whether it would agree."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alize.artifact.manifest import ModelInfo
+from alize.models.checkpoint import Checkpoint
+from alize.models.reference import Reference
+from alize.runtimes.registry import Engine
+from alize.runtimes.session import Session, session_limits
+from alize.validate.measure import NEAR_TIE, Figures, measure
+
+__all__ = ["check_continuation"]
+
+
+def check_continuation(
+    engine: Engine, info: ModelInfo, checkpoint: Checkpoint, prompt: NDArray[np.int64], count: int, *, weights: str
+) -> tuple[Figures, list[str], dict[str, str]]:
+    """Generates `count` tokens after prompt [S]; one reference pass over both judges every step.
+
+    Returns the figures of the steps, why they fail, and prompt and continuation as text (empty without a tokenizer).
+    """
+    limits = session_limits(info, {})
+    tokens, steps = prompt, []
+    with Session(engine.runner(1), info, batch=1, chunk=limits.chunk, slack=limits.slack) as session:
+        logits = session.append(prompt[None])[0]
+        for _ in range(count):
+            steps.append(logits[0])
+            tokens = np.append(tokens, logits[0].argmax())
+            logits = session.append(tokens[None, -1:])[0]
+    positions = np.arange(len(prompt) - 1, len(tokens) - 1)
+    reference = Reference(checkpoint, weights=weights).run([tokens], positions=[positions]).logits[0]
+    figures = measure(reference, np.stack(steps), positions)
+    changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)
+    reasons = []
+    if len(changed):
+        first = int(positions[changed[0]])
+        reasons.append(
+            f"{len(changed)} of {count} tokens are not what the reference would write (beyond near-ties of {NEAR_TIE} nats), "
+            f"first at position {first}"
+        )
+    return figures, reasons, _texts(checkpoint, prompt, tokens[len(prompt) :])
+
+
+def _texts(checkpoint: Checkpoint, prompt: NDArray[np.int64], written: NDArray[np.int64]) -> dict[str, str]:
+    path = checkpoint.folder / "tokenizer.json"
+    if not path.is_file():
+        return {}
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    return {"prompt": tokenizer.decode(prompt.tolist()), "continuation": tokenizer.decode(written.tolist())}

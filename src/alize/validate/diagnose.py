@@ -1,0 +1,101 @@
+"""Why an artifact differs: which weight, which layer, which part of it, and from which position on.
+
+What the heads attended to and the residual stream of artifact and reference are compared layer by layer. The first place
+where they part names the layer; how they part there names the kind of mistake:
+
+    heads, position 0, all         the norm or the value projection: position 0 sees itself alone, so neither rotary embedding
+                                   nor window can matter yet
+    heads, some of them            the order of the heads, or a projection of theirs
+    heads, position 1..W-2, all    the rotary embedding, or the mask
+    heads, position W-1            the window is narrower than W          position W    it is wider, or not there
+    attention                      the output projection
+    MLP                            a projection or the norm of the MLP
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alize.artifact.manifest import ModelInfo
+from alize.models.checkpoint import Checkpoint, Weight
+
+__all__ = ["changed_weights", "first_difference", "tap_names"]
+
+_FACTOR = 100.0
+"""A point of the residual stream differs where its error passes this many times the floor's there (float32 in another
+order), or _RELATIVE of the stream's own size, whichever is larger."""
+_RELATIVE = 1e-4
+
+
+def changed_weights(
+    stored: Iterable[tuple[str, torch.Tensor]], checkpoint: Checkpoint, weights: Mapping[str, Weight]
+) -> list[str]:
+    """One line for each weight whose stored values are not the checkpoint's converted to the stored dtype, or is missing."""
+    findings, seen = [], set()
+    for name, values in stored:
+        if name not in weights:
+            findings.append(f"weight {name} is not one of the model's")
+            continue
+        seen.add(name)
+        expected = checkpoint.read(weights[name], values.dtype)
+        if values.shape != expected.shape:
+            findings.append(f"weight {name} has shape {list(values.shape)}, the checkpoint's is {list(expected.shape)}")
+        elif not torch.equal(values, expected):
+            wrong = int((values != expected).sum())
+            where = (values != expected).nonzero()[0].tolist()
+            findings.append(
+                f"weight {name} differs from the checkpoint's in {wrong} of {values.numel()} values, first at {where}"
+            )
+    findings += [f"weight {name} is not in the artifact" for name in sorted(weights.keys() - seen)]
+    return findings
+
+
+def first_difference(
+    reference: Mapping[str, NDArray[np.float32]],
+    floor: Mapping[str, NDArray[np.float32]],
+    artifact: Mapping[str, NDArray[np.float32]],
+    info: ModelInfo,
+) -> str | None:
+    """Names the first point where the artifact leaves the reference; None where it never does.
+
+    Each maps the names of `tap_names` to float32 [S,H*D] (heads) or [S,M]; `floor` is the reference in another order.
+    """
+    for name in tap_names(info):
+        error = np.abs(reference[name] - artifact[name])
+        allowed = _FACTOR * float(np.abs(reference[name] - floor[name]).max())
+        allowed = max(allowed, _RELATIVE * float(np.abs(reference[name]).max()))
+        wrong = ~(error <= allowed)
+        if wrong.any():
+            position = int(np.flatnonzero(wrong.any(axis=1))[0])
+            layer, part = int(name.split(".")[1]), name.split(".")[2]
+            heads = np.flatnonzero(wrong.reshape(len(wrong), info.query_heads, -1).any(axis=(0, 2))) if part == "heads" else _NONE
+            what = _explain(part, position, info.windows[layer], heads.tolist(), info.query_heads)
+            where = f"layer {layer}, {'MLP' if part == 'mlp' else 'attention'}, from position {position} on"
+            return f"{where}: {what} (error {error.max():.2g}, allowed {allowed:.2g})"
+    return None
+
+
+def tap_names(info: ModelInfo) -> list[str]:
+    """The points that are compared, in the order of computation, by the names that the hub gives them."""
+    return [f"layers.{layer}.{part}" for layer in range(info.layers) for part in ("heads", "attention", "mlp")]
+
+
+_NONE: NDArray[np.int64] = np.zeros(0, np.int64)
+
+
+def _explain(part: str, position: int, window: int, heads: list[int], count: int) -> str:
+    if part == "mlp":
+        return "a projection or the norm of the MLP is wrong"
+    if part == "attention":
+        return "the output projection is wrong"
+    if len(heads) < count:
+        return f"the order of the heads is wrong, or a projection of theirs: heads {', '.join(map(str, heads))} differ"
+    if position == 0:
+        return "the norm before the attention or the value projection is wrong"
+    if window and position == window - 1:
+        return f"the window is narrower than {window}"
+    if window and position == window:
+        return f"the window is wider than {window} or missing"
+    return "the rotary embedding or the mask is wrong"

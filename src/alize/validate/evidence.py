@@ -1,0 +1,45 @@
+"""What a validation leaves for the report: every measured case with its positions, and the floors they are judged against."""
+
+from dataclasses import dataclass, field
+
+from alize.validate.measure import Figures
+
+__all__ = ["CaseEvidence", "Evidence"]
+
+
+@dataclass(frozen=True)
+class CaseEvidence:
+    """name: as in the manifest.   question: compile fidelity, quantisation loss or runtime loss.   edges: positions of interest.
+
+    limit: the largest logit error allowed (compile fidelity), or the mean KL allowed (the two losses); infinite where tokens
+    are judged, not figures.
+    reasons: why it failed; empty = passed.
+    """
+
+    name: str
+    question: str
+    figures: Figures
+    limit: float
+    reasons: tuple[str, ...] = ()
+    edges: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """floor: float32 in another summation order.   floor_bf16: the reference computed in bfloat16. None where left out.
+
+    findings: what was found wrong, most telling first (a window, a weight, a layer). continuation: prompt and greedy text.
+    """
+
+    cases: tuple[CaseEvidence, ...]
+    floor: Figures | None
+    floor_bf16: Figures | None
+    findings: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    continuation: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """Everything that speaks against the artifact: the findings, then what each case failed by. Empty = it passes."""
+        failed = (f"{case.question}, {case.name}: {reason}" for case in self.cases for reason in case.reasons)
+        return (*self.findings, *failed)

@@ -1,0 +1,75 @@
+"""A wrong artifact cannot pass, and what is wrong with it is named."""
+
+from pathlib import Path
+
+import pytest
+
+from alize.build import draft_manifest
+from alize.compilers import COMPILERS, compiler_for
+from alize.models.checkpoint import Checkpoint
+from alize.progress import SilentProgress
+from alize.validate.judge import Budget
+from alize.validate.run import Outcome, validate_folder
+from tests.tiny import tiny_checkpoint
+from tests.validate import tampering
+from tests.validate.tampering import Tamper, lower
+
+WINDOW = 12
+
+WRONG: dict[str, tuple[Tamper, str, str | None]] = {
+    # name -> how it is spoilt, what the numbers alone must say of it, what the structure check must say (None: nothing)
+    "corrupt weight": (tampering.corrupt_weight, "weight model.layers.1.mlp.up_proj.weight differs", None),
+    "no window": (tampering.window_of(lambda _: 0), "layer 0, attention, from position 12 on: the window is wider", "layer 0: "),
+    "W-1": (tampering.window_of(lambda w: w - 1), "layer 0, attention, from position 11 on: the window is narrower", "layer 0: "),
+    "W+1": (tampering.window_of(lambda w: w + 1), "layer 0, attention, from position 12 on: the window is wider", "layer 0: "),
+    "shifted rope": (tampering.shift_rope, "layer 0, attention, from position 1 on: the rotary embedding", None),
+    "swapped heads": (
+        tampering.swap_heads,
+        "layer 1, attention, from position 1 on: the order of the heads is wrong, or a projection of theirs: heads 0, 3 ",
+        None,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    return Checkpoint.open(tiny_checkpoint(folder, window=WINDOW, tokenizer=True))
+
+
+def validate(folder: Path, checkpoint: Checkpoint, target: str) -> Outcome:
+    compiler = compiler_for(target)
+    draft = draft_manifest(checkpoint, compiler, device="cpu", weights="fp32")
+    progress = SilentProgress()
+    return validate_folder(folder, draft, checkpoint, compiler, budget=Budget(), budget_seconds=600, progress=progress)
+
+
+@pytest.mark.parametrize("target", COMPILERS)
+def test_an_untouched_lowering_passes(target: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    assert lower(checkpoint, target, tmp_path / "out", tampering.nothing) is None
+    outcome = validate(tmp_path / "out", checkpoint, target)
+    assert outcome.evidence.findings == ()
+    assert outcome.validation.verdict == "pass"
+    questions = {case.question for case in outcome.validation.cases}
+    assert questions == {"compile fidelity", "runtime loss"}  # fp32 of float32: there is no quantisation to lose by
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("target", COMPILERS)
+def test_a_wrong_artifact_is_caught_and_named(target: str, name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    tamper, finding, structure = WRONG[name]
+    seen = lower(checkpoint, target, tmp_path / "out", tamper)
+    assert (seen is None) == (structure is None)
+    assert seen is None or seen.startswith(str(structure))
+    outcome = validate(tmp_path / "out", checkpoint, target)
+    assert outcome.validation.verdict == "fail"
+    assert outcome.evidence.findings[0].startswith(finding), outcome.evidence.findings
+
+
+def test_no_budget_is_partial(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    compiler = compiler_for("onnxruntime")
+    draft = draft_manifest(checkpoint, compiler, device="cpu", weights="fp32")
+    progress = SilentProgress()
+    outcome = validate_folder(tmp_path, draft, checkpoint, compiler, budget=Budget(), budget_seconds=0, progress=progress)
+    assert outcome.validation.verdict == "partial"
+    assert outcome.validation.left_out
