@@ -1,0 +1,178 @@
+"""The options of the command line. Nothing is imported here that --help would have to wait for."""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from alize import __version__
+from alize.errors import UsageError
+
+__all__ = ["TARGETS", "parse"]
+
+TARGETS = ("openvino", "onnxruntime")
+_LATER_TARGETS = ("tensorrt", "tensorrt-rtx")
+_WEIGHTS = {"fp32": "fp32", "f32": "fp32", "fp16": "fp16", "f16": "fp16", "bf16": "bf16"}
+_LATER_WEIGHTS = ("int8", "int4")
+_BUDGET_SECONDS = 300.0  # alize.build.DEFAULT_BUDGET_SECONDS, whose import --help cannot wait for
+
+_EXIT_CODES = """\
+exit codes:
+  0  done                                  6  the artifact is refused (changed, unknown, not validated)
+  1  a defect of alize                     7  a package, driver or device is missing
+  2  wrong usage                           8  a running session was asked for what it cannot do
+  3  the checkpoint cannot be read       130  Ctrl-C; 143 SIGTERM, 129 SIGHUP
+  4  the build could not finish          141  whoever read the output went away
+  5  the validation failed
+
+An error is one line on stderr. With --json it is also {"error": {"type", "message", "exit_code"}} on stdout.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors as UsageError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options, with `command` the name of the command. Raises UsageError; SystemExit for --help and --version."""
+    options = _parser().parse_args(words)
+    if options.command is None:
+        raise UsageError("no command given: build, validate, inspect, run, chat, targets or demo-model (see `alize --help`)")
+    return options
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="alize",
+        description="Compile Mistral-family language models for the machine that will run them, prove them, seal them, run them.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"alize {__version__}")
+    _add_common(parser, default=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, help_text: str, *fillers: Callable[[argparse.ArgumentParser], None]) -> None:
+        command = commands.add_parser(
+            name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.", allow_abbrev=False
+        )
+        for fill in fillers:
+            fill(command)
+        _add_common(command, default=argparse.SUPPRESS)
+
+    add("build", "compile a checkpoint, validate it and seal it as an artifact", _add_build)
+    add("validate", "measure an artifact on this machine and judge it", _add_artifact, _add_validate)
+    add("inspect", "show what an artifact is, without loading it", _add_artifact, _add_inspect)
+    add("run", "continue a prompt; only the model's text goes to stdout", _add_artifact, _add_prompt, _add_sampling, _add_load)
+    add("chat", "talk with a model; /reset starts over, /exit or Ctrl-D leaves", _add_artifact, _add_sampling, _add_load)
+    add("targets", "tell what this machine can build and run, and what is missing for the rest")
+    add("demo-model", "write a real 135M checkpoint to try alize with", _add_demo)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, *, default: bool | str) -> None:
+    group = parser.add_argument_group("for every command")
+    group.add_argument("--json", action="store_true", default=default, help="write the result as JSON on stdout, for machines")
+    group.add_argument("-q", "--quiet", action="store_true", default=default, help="no progress and no summary on stderr")
+    group.add_argument("--traceback", action="store_true", default=default, help="show where an error was raised")
+
+
+def _add_artifact(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", metavar="ARTIFACT", type=Path, help="folder of a sealed artifact")
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint folder, or hub id (organisation/name)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="the artifact (default: NAME-TARGET in this folder)")
+    parser.add_argument(
+        "--target", type=_target, default="openvino", metavar="TARGET", help=f"{' or '.join(TARGETS)} (default: openvino)"
+    )
+    parser.add_argument("--device", default="cpu", help="device of the target to compile for (default: cpu)")
+    parser.add_argument(
+        "--weights", type=_weights, metavar="TYPE", help="fp32, fp16 or bf16 (default: what the checkpoint holds)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")
+    parser.add_argument("--force", action="store_true", help="replace an artifact that is there, once the new one is sealed")
+    _add_budget(parser)
+
+
+def _add_validate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", metavar="SOURCE", help="the checkpoint, for a full comparison (default: the golden replay)")
+    _add_budget(parser)
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--validation-budget",
+        type=_seconds,
+        default=_BUDGET_SECONDS,
+        metavar="SECONDS",
+        help=f"time for the validation; what it leaves out is written down (default: {_BUDGET_SECONDS:.0f})",
+    )
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--expect", metavar="DIGEST", help="refuse an artifact with another digest")
+    parser.add_argument("--verify", choices=("none", "full"), default="none", help="full: hash every file (default: none)")
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads it from stdin")
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("loading")
+    group.add_argument("--device", help="where to run (default: the device that it was built for)")
+    group.add_argument("--configuration", metavar="NAME", help="runtime configuration of the artifact (default: its first)")
+    group.add_argument("--expect", metavar="DIGEST", help="refuse an artifact with another digest")
+    group.add_argument("--verify", choices=("stat", "full"), default="stat", help="full: hash every file at this load too")
+    group.add_argument("--unsafe-skip-validation", action="store_true", help="run without a verdict for this device")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generation")
+    group.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (the default)")
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="0 is off (the default)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1 is off (the default)")
+    group.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0 is off (the default)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed draws the same tokens (default: 0)")
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text (may be repeated)")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path, help="where to write it")
+    parser.add_argument("--window", type=int, default=0, metavar="W", help="sliding window in tokens; 0 is off (the default)")
+
+
+def _target(name: str) -> str:
+    if name in _LATER_TARGETS:
+        raise UsageError(f"--target {name} is not there yet: use {' or '.join(TARGETS)}")
+    if name not in TARGETS:
+        raise UsageError(f"--target {name!r} is unknown: use {' or '.join(TARGETS)}")
+    return name
+
+
+def _weights(name: str) -> str:
+    there = ", ".join(dict.fromkeys(_WEIGHTS.values()))
+    if name in _LATER_WEIGHTS:
+        raise UsageError(f"--weights {name} is not there yet: use one of {there}")
+    if name not in _WEIGHTS:
+        raise UsageError(f"--weights {name!r} is unknown: use one of {there}")
+    return _WEIGHTS[name]
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0:
+        raise UsageError(f"--validation-budget {text} must be a number of seconds, 0 or more")
+    return seconds

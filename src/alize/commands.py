@@ -1,0 +1,130 @@
+"""What each command does: one library call, and its result as text or JSON. Heavy imports wait until here, or later."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from alize.errors import BackendUnavailable
+from alize.progress import Progress, opened, reporter
+
+__all__ = ["COMMANDS"]
+
+
+def _build(options: argparse.Namespace, out: TextIO) -> int:
+    from alize.inspect_artifact import describe, plain, verdict_code
+
+    chosen = {} if options.weights is None else {"weights": options.weights}
+    output = options.output or Path(f"{Path(options.source).resolve().name}-{options.target}")
+    with _needing(f"build,{options.target}"), _progress(options) as progress:
+        from alize.build import build
+
+        manifest = build(
+            options.source,
+            output=output,
+            target=options.target,
+            device=options.device,
+            revision=options.revision,
+            budget_seconds=options.validation_budget,
+            force=options.force,
+            progress=progress,
+            **chosen,
+        )
+    sealed = plain(manifest)
+    _write(out, sealed, describe(output, manifest), options)
+    return verdict_code(sealed["validation"])
+
+
+def _validate(options: argparse.Namespace, out: TextIO) -> int:
+    from alize.inspect_artifact import describe_report, verdict_code
+
+    with _needing("build"), _progress(options) as progress:
+        from alize.validate import validate_artifact
+
+        report = validate_artifact(
+            options.artifact, source=options.source, budget_seconds=options.validation_budget, progress=progress
+        )
+    _write(out, report, describe_report(report), options)
+    return verdict_code(report)
+
+
+def _inspect(options: argparse.Namespace, out: TextIO) -> int:
+    from alize.artifact import read, verify
+    from alize.inspect_artifact import describe, plain
+
+    manifest = read(options.artifact, expect=options.expect)
+    if options.verify == "full":
+        with _progress(options) as progress:
+            progress.stage("verify", total_bytes=sum(entry.size for entry in manifest.files))
+            verify(options.artifact, manifest, full=True, advance=progress.advance)
+    _write(out, plain(manifest), describe(options.artifact, manifest), options)
+    return 0
+
+
+def _run(options: argparse.Namespace, out: TextIO) -> int:
+    from alize.run import run
+
+    run(options, out)
+    return 0
+
+
+def _chat(options: argparse.Namespace, out: TextIO) -> int:
+    from alize.run import chat
+
+    chat(options, out)
+    return 0
+
+
+def _targets(options: argparse.Namespace, out: TextIO) -> int:
+    from alize.targets import show, survey
+
+    report = survey()
+    if options.json:
+        print(json.dumps(report, indent=2), file=out)
+    else:
+        show(report, out)
+    return 0
+
+
+def _demo_model(options: argparse.Namespace, out: TextIO) -> int:
+    with _needing("build"), _progress(options) as progress:
+        from alize.models.demo_checkpoint import make_demo_checkpoint
+
+        make_demo_checkpoint(options.folder, window=options.window, progress=reporter(progress))
+    lines = [str(options.folder)]
+    _write(out, {"folder": str(options.folder), "window": options.window}, lines, options)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, TextIO], int]] = {
+    "build": _build,
+    "validate": _validate,
+    "inspect": _inspect,
+    "run": _run,
+    "chat": _chat,
+    "targets": _targets,
+    "demo-model": _demo_model,
+}
+
+
+def _write(out: TextIO, value: dict[str, Any], lines: list[str], options: argparse.Namespace) -> None:
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) if options.json else "\n".join(lines)
+    print(text, file=out, flush=True)
+
+
+def _progress(options: argparse.Namespace) -> contextlib.AbstractContextManager[Progress]:
+    return opened(sys.stderr, quiet=options.quiet)
+
+
+@contextlib.contextmanager
+def _needing(extras: str) -> Iterator[None]:
+    """An install without the packages of a stage says which extra has them."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "alize":
+            raise
+        raise BackendUnavailable(f"{error.name} is not installed here: pip install 'alize[{extras}]'") from error
