@@ -18,11 +18,14 @@ def rotary_before_split(model: ir.Model) -> int:
         if transpose is None or split is None or (transpose.op_type, split.op_type) != ("Transpose", "Reshape"):
             raise LoweringFailed(f"rotary_before_split: {node.name} does not follow the split into heads")
         whole, heads = split.inputs[0], transpose.outputs[0].shape
-        assert whole is not None and heads is not None
+        count = heads[1] if heads is not None else None
+        assert whole is not None
+        if not isinstance(count, int):
+            raise LoweringFailed(f"rotary_before_split: {node.name} rotates {count} heads: the number has to be static")
         rotated = ir.node(
             "RotaryEmbedding",
             [whole, *node.inputs[1:]],
-            {"interleaved": 0, "num_heads": int(heads[1])},
+            {"interleaved": 0, "num_heads": count},
             name=node.name,
         )
         rotated.outputs[0].name = f"{whole.name}.rotated"

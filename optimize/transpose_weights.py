@@ -26,7 +26,7 @@ def transpose_weights(model: ir.Model) -> int:
         stored = ir.Value(name=weight.name, type=value.type, shape=weight.shape, const_value=weight)
         model.graph.register_initializer(stored)
         _rewire(value, stored, chain)
-        del model.graph.initializers[value.name]
+        del model.graph.initializers[str(value.name)]
         count += 1
     common.RemoveUnusedNodesPass()(model)
     return count

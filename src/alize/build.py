@@ -84,7 +84,7 @@ def build(
 def stored_as(checkpoint: Checkpoint) -> str:
     """The precision that keeps the checkpoint's weights bit for bit: its own, or fp32 where it mixes several."""
     dtypes = {info.dtype for info in checkpoint.tensors.values()}
-    return {("BF16",): "bf16", ("F16",): "fp16"}.get(tuple(dtypes), "fp32")
+    return {"BF16": "bf16", "F16": "fp16"}.get("".join(dtypes), "fp32")
 
 
 def model_info(checkpoint: Checkpoint) -> ModelInfo:

@@ -30,8 +30,8 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         tensor = value.const_value
         if tensor is not None and name.endswith(".weight"):
             dtype = _DTYPES[tensor.dtype]
-            words = np.frombuffer(tensor.tobytes(), np.uint32 if dtype == torch.float32 else np.uint16)
-            values = torch.from_numpy(words.reshape([int(size) for size in tensor.shape]).copy()).view(dtype)
+            words = torch.frombuffer(bytearray(tensor.tobytes()), dtype=dtype)
+            values = words.reshape(value.shape.numpy()) if value.shape is not None else words
             yield name, values.T if stored.endswith(SUFFIX) else values
 
 

@@ -97,10 +97,14 @@ class _Validation:
         return Outcome(self._verdict(evidence, plan), evidence, self._golden(tokens, references), self._golden_budget())
 
     def _fidelity_and_runtime(self, plan: Plan, tokens: NDArray[np.int64], references: References) -> None:
-        """Each case in accuracy mode against the reference, then as `load` runs it against accuracy mode."""
+        """Each case in accuracy mode against the reference, then as `load` runs it against accuracy mode.
+
+        Where both are the same configuration there is nothing to lose, and the second half is not run.
+        """
         limit = fidelity_limit(references.floor, self.budget)
-        configuration = self.draft.configurations[0]
-        self.progress.stage("artifact", steps=2 * len(plan.cases))
+        options = dict(self.draft.configurations[0].options)
+        differs = options != dict(self.compiler.accuracy)
+        self.progress.stage("artifact", steps=(1 + differs) * len(plan.cases))
         exact: list[NDArray[np.float32]] = []
         engine = self._open(dict(self.compiler.accuracy))
         for case in plan.cases:
@@ -111,7 +115,9 @@ class _Validation:
             exact.append(logits)
             self.progress.advance()
         engine.close()
-        engine = self._open(dict(configuration.options))
+        if not differs:
+            return
+        engine = self._open(options)
         for case, expected in zip(plan.cases, exact, strict=True):
             positions, logits = run_case(engine, self.info, case, tokens, references.kept)
             self._loss("runtime loss", case.name, measure(expected, logits, positions), plan)
