@@ -11,6 +11,7 @@ from alize.errors import ValidationFailed
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.models.registry import family_for
+from alize.models.session import model_info as info_of
 from alize.progress import Progress, SilentProgress, reporter
 from alize.record import BUILD_RECORD, BuildRecord
 from alize.report import render
@@ -89,19 +90,7 @@ def stored_as(checkpoint: Checkpoint) -> str:
 
 def model_info(checkpoint: Checkpoint) -> ModelInfo:
     """What a runtime has to know of the checkpoint's model. Raises UnsupportedModel."""
-    config = family_for(checkpoint.config).config.from_dict(checkpoint.config)
-    return ModelInfo(
-        layers=config.num_layers,
-        query_heads=config.num_heads,
-        key_value_heads=config.num_kv_heads,
-        head_size=config.head_size,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        windows=config.windows,
-        max_positions=config.max_positions,
-        bos_token_id=config.bos_token_id,
-        eos_token_ids=config.eos_token_ids,
-    )
+    return info_of(family_for(checkpoint.config).config.from_dict(checkpoint.config))
 
 
 def draft_manifest(

@@ -12,6 +12,8 @@ from alize.progress import byte_count
 
 __all__ = ["describe", "describe_report", "plain", "verdict_code", "verdict_line"]
 
+_TELLING = ("kl_max", "logit_error_max", "top1_agreement")
+
 
 def plain(manifest: Manifest) -> dict[str, Any]:
     """The manifest as JSON values, as manifest.json has them."""
@@ -98,7 +100,9 @@ def _configuration(name: str, options: dict[str, str | int | bool]) -> str:
 
 
 def _figures(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(figures.items()))
+    """The telling ones where they are there, else all: a line has to fit a terminal, and --json has the rest."""
+    names = [name for name in _TELLING if name in figures] or sorted(figures)
+    return ", ".join(f"{name} {figures[name]:.4g}" for name in names)
 
 
 def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:

@@ -70,7 +70,7 @@ class PlainProgress:
     def close(self) -> None:
         """Ends the stage that is under way."""
         if self._name:
-            done = f", {byte_count(self._done)}" if self._bytes else ""
+            done = f", {byte_count(self._done)}" if self._bytes and self._done else ""
             self.note(f"{self._name}: {time.perf_counter() - self._began:.1f} s{done}")
             self._name = ""
 

@@ -177,8 +177,12 @@ def test_no_artifact_there(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"has no manifest.json.*alize build"):
         read(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match="no such folder"):
         read(tmp_path / "file")
+    (tmp_path / MANIFEST).write_text("{")
+    with pytest.raises(ArtifactError, match=r"manifest.json: not valid JSON .*: restore the file, or build"):
+        read(tmp_path)
+    (tmp_path / MANIFEST).unlink()
     (tmp_path / MANIFEST).mkdir()
     with pytest.raises(ArtifactError, match="cannot be read"):
         read(tmp_path)

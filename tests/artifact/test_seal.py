@@ -37,7 +37,8 @@ STUCK = """
     with Building(output) as building:
         (building.folder / "weights.bin").write_bytes(b"1" * 100)
         print("ready", flush=True)
-        time.sleep(60)
+        for _ in range(600):  # not one long sleep: a signal just before it begins waits for its end
+            time.sleep(0.1)
 """
 
 
@@ -124,7 +125,8 @@ def test_an_impatient_second_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     shutil.rmtree = slow
     with Building(output):
         print("ready", flush=True)
-        time.sleep(60)
+        for _ in range(600):  # not one long sleep: a signal just before it begins waits for its end
+            time.sleep(0.1)
     """
     process = start(body, tmp_path / "out")
     assert process.stdout is not None

@@ -191,6 +191,13 @@ def test_inspect_loads_no_engine_and_checks_what_it_is_asked_to(alize: Alize, ar
     assert alize("inspect", artifact, "--expect", "0" * 64).code == 6
 
 
+def test_figures_fit_a_line(alize: Alize, stand_in: Any) -> None:
+    many = {"kl_max": 1e-7, "kl_mean": 1e-8, "logit_error_max": 0.01, "positions": 515.0, "top1_agreement": 1.0}
+    stand_in("alize.validate", "validate_artifact", lambda _: report("pass", figures={"floor": many, "replay": {"b": 2, "a": 1}}))
+    lines = alize("validate", "a", "--quiet").out.splitlines()
+    assert lines[-2:] == ["  floor   kl_max 1e-07, logit_error_max 0.01, top1_agreement 1", "  replay  a 1, b 2"]
+
+
 def test_inspect_names_mixed_windows(alize: Alize, make_fake: MakeFake, tmp_path: Path) -> None:
     assert "window none, 8" in alize("inspect", make_fake(tmp_path / "mixed", windows=(8, 0))).out
     assert "full attention" in alize("inspect", make_fake(tmp_path / "full", windows=(0, 0))).out

@@ -192,7 +192,8 @@ def read(folder: Path, *, expect: str | None = None) -> Manifest:
     try:
         manifest = Manifest.from_json(text)
     except ArtifactError as error:
-        raise type(error)(f"{path}: {error}") from error
+        remedy = ": restore the file, or build the artifact again" if type(error) is ArtifactError else ""
+        raise type(error)(f"{path}: {error}{remedy}") from error
     if expect is not None:
         _check_pin(folder, manifest, expect)
     return manifest
