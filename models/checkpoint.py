@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +67,7 @@ class Checkpoint:
         self.config = config
         self.tensors = tensors
         self._maps: dict[Path, np.memmap[Any, np.dtype[np.uint8]]] = {}
+        self._identity: str | None = None
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -118,22 +119,24 @@ class Checkpoint:
                     "the weights are damaged, fetch the checkpoint again"
                 )
 
-    def sha256(self) -> str:
-        """Identity of config and weights, in hex: the same for any folder name, shard split or order of tensors."""
-        return self._identity
+    def sha256(self, *, advance: Callable[[int], object] | None = None) -> str:
+        """Identity of config and weights, in hex: the same for any folder name, shard split or order of tensors.
 
-    @cached_property
-    def _identity(self) -> str:
-        names = sorted(self.tensors)
-        with ThreadPoolExecutor(max_workers=2) as pool:  # hashlib lets go of the GIL
-            digests = list(pool.map(self._digest, names))
-        config = {key: value for key, value in self.config.items() if key not in PATH_KEYS}
-        rows = [
-            [name, self.tensors[name].dtype, list(self.tensors[name].shape), digest]
-            for name, digest in zip(names, digests, strict=True)
-        ]
-        identity = json.dumps([config, rows], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(identity.encode()).hexdigest()
+        advance: told the bytes hashed, tensor by tensor. Later calls answer from the first.
+        """
+        if self._identity is None:
+            rows = []
+            with ThreadPoolExecutor(max_workers=2) as pool:  # hashlib lets go of the GIL
+                names = sorted(self.tensors)
+                for name, digest in zip(names, pool.map(self._digest, names), strict=True):
+                    info = self.tensors[name]
+                    rows.append([name, info.dtype, list(info.shape), digest])
+                    if advance is not None:
+                        advance(info.size)
+            config = {key: value for key, value in self.config.items() if key not in PATH_KEYS}
+            identity = json.dumps([config, rows], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+            self._identity = hashlib.sha256(identity.encode()).hexdigest()
+        return self._identity
 
     def _digest(self, name: str) -> str:
         data = self._bytes(self.tensors[name]).data

@@ -8,7 +8,7 @@ from alize.errors import UnsupportedModel
 from alize.models import mistral
 from alize.models.checkpoint import Checkpoint, Weight
 
-__all__ = ["FAMILIES", "Family", "family_for"]
+__all__ = ["FAMILIES", "Family", "family_for", "weights_of"]
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,12 @@ def family_for(config: Mapping[str, Any]) -> Family:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModel(f"config.json: model_type {model_type!r} is not one of {', '.join(sorted(FAMILIES))}")
     return FAMILIES[model_type]
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, Weight]:
+    """Which tensors make each parameter of the checkpoint's model, from the headers alone.
+
+    Raises UnsupportedModel and CorruptCheckpoint for what its family cannot express: call it before any work is done.
+    """
+    family = family_for(checkpoint.config)
+    return family.convert_weights(family.config.from_dict(checkpoint.config), checkpoint)

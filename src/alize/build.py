@@ -10,7 +10,7 @@ from alize.compilers import Compiler, compiler_for, normal_weights
 from alize.errors import ValidationFailed
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
-from alize.models.registry import family_for
+from alize.models.registry import family_for, weights_of
 from alize.models.session import model_info as info_of
 from alize.progress import Progress, SilentProgress, reporter
 from alize.record import BUILD_RECORD, BuildRecord
@@ -55,10 +55,12 @@ def build(
     check_device(target, module, device)
     resolved = resolve(source, revision=revision, progress=reporter(progress))
     checkpoint = Checkpoint.open(resolved.folder)
+    weights_of(checkpoint)  # what can't be expressed is refused before any work is done
     stored = stored_as(checkpoint) if weights is None else normal_weights(weights)
     record = BuildRecord()
     with Building(output, overwrite=force) as building:
         progress.stage("hash the checkpoint", total_bytes=sum(tensor.size for tensor in checkpoint.tensors.values()))
+        checkpoint.sha256(advance=progress.advance)
         draft = draft_manifest(checkpoint, compiler, device=device, weights=stored, origin=resolved)
         draft = _compile(building.folder, draft, checkpoint, compiler, progress=progress, record=record)
         with record.timed("validate"):
@@ -96,14 +98,10 @@ def model_info(checkpoint: Checkpoint) -> ModelInfo:
 def draft_manifest(
     checkpoint: Checkpoint, compiler: Compiler, *, device: str, weights: str, origin: Resolved | None = None
 ) -> Manifest:
-    """The manifest as far as the checkpoint decides it: no passes, no structure, no verdict yet.
-
-    Refuses what the family can't express before any work is done: raises UnsupportedModel, CorruptCheckpoint.
-    """
+    """The manifest as far as the checkpoint decides it: no passes, no structure, no verdict yet."""
     info = model_info(checkpoint)
     family = family_for(checkpoint.config)
     config = family.config.from_dict(checkpoint.config)
-    family.convert_weights(config, checkpoint)
     resolved = origin or Resolved("folder", checkpoint.folder)
     named = resolved.repo or "SOURCE"
     revision = f" --revision {resolved.commit}" if resolved.commit else ""

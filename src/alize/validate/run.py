@@ -11,7 +11,7 @@ from alize.artifact.manifest import CaseResult, Manifest, ModelInfo, Validation
 from alize.compilers import Compiler
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
-from alize.models.registry import family_for
+from alize.models.registry import weights_of
 from alize.progress import Progress
 from alize.runtimes import golden
 from alize.runtimes.registry import Engine, backend_module
@@ -71,8 +71,7 @@ class _Validation:
     def run(self, budget_seconds: float) -> Outcome:
         if budget_seconds == 0:
             return self._nothing()
-        family = family_for(self.checkpoint.config)
-        weights = family.convert_weights(family.config.from_dict(self.checkpoint.config), self.checkpoint)
+        weights = weights_of(self.checkpoint)
         parameters = sum(int(np.prod(weight.shape)) for weight in weights.values())
         plan = make_plan(self.info, seconds_a_token=parameters * _SECONDS_A_MULTIPLICATION, budget_seconds=budget_seconds)
         tokens = validation_tokens(self.checkpoint.folder, self.info, plan.length)
