@@ -1,6 +1,6 @@
 """Writes sampling.json: docs/sampling.md as a program of its own, in plain Python, so that two implementations must agree.
 
-    python tests/vectors/make_sampling.py
+python tests/vectors/make_sampling.py
 """
 
 import json
