@@ -7,11 +7,12 @@ ours. A lowering replaces the node by what its target does best, and validation 
 import onnx.parser
 import onnx_ir as ir
 
-__all__ = ["DOMAIN", "OPSET", "VERSION", "function_bodies"]
+__all__ = ["DOMAIN", "IR_VERSION", "OPSET", "VERSION", "function_bodies"]
 
 DOMAIN = "ai.alize"
 VERSION = 1
 OPSET = 23
+IR_VERSION = 11  # the one that came with opset 23
 
 # i and j are indices on the concatenated axis 0..P+S-1, new token s has i = P+s. Shapes as in the operator's contract:
 # query[B,H,S,D], key/value[B,K,S,D], past_*[B,K,P,D], attention_mask[B,P+S].
@@ -57,4 +58,4 @@ SlidingWindowAttention <window, scale>
 
 def function_bodies() -> list[ir.Function]:
     """The operators' bodies, parsed anew so that each hub model owns its copy."""
-    return [ir.from_proto(onnx.parser.parse_function(text)) for text in (_SLIDING_WINDOW_ATTENTION,)]
+    return [ir.serde.deserialize_function(onnx.parser.parse_function(text)) for text in (_SLIDING_WINDOW_ATTENTION,)]

@@ -1,76 +1,14 @@
 """Passes on the traced graph, each in place, each returning how many places it changed."""
 
 import onnx_ir as ir
-from onnx_ir.passes import common
-from onnxscript import optimizer
-from torch._subclasses.fake_tensor import FakeTensor
 
 from alize.errors import ExportFailed
 
-__all__ = [
-    "copy_leading_dimensions",
-    "drop_fake_weights",
-    "fold_constants",
-    "name_interface",
-    "name_layers",
-    "slice_before_head",
-]
-
-
-def drop_fake_weights(model: ir.Model) -> int:
-    """Weights traced under FakeTensorMode have a shape and no data: leaves them so, for `attach_weights` to fill."""
-    fakes = [value for value in model.graph.initializers.values() if isinstance(_raw(value), FakeTensor)]
-    for value in fakes:
-        value.const_value = None
-    return len(fakes)
-
-
-def _raw(value: ir.Value) -> object:
-    return getattr(value.const_value, "raw", None)
-
-
-def fold_constants(model: ir.Model) -> int:
-    """Folds what torch.onnx left unfolded (shape arithmetic, casts of scalars) and drops what nothing uses.
-
-    Weights are left alone: only inputs of up to 1,024 bytes are folded.
-    """
-    before = model.graph.num_nodes()
-    optimizer.fold_constants(model, input_size_limit=1024, output_size_limit=4096)
-    common.CommonSubexpressionEliminationPass()(model)
-    common.IdentityEliminationPass()(model)
-    common.RemoveUnusedNodesPass()(model)
-    return before - model.graph.num_nodes()
-
-
-def copy_leading_dimensions(model: ir.Model) -> int:
-    """Reshapes [B,S,...] whose target is computed from the input's own B and S copy them instead: [0,0,...] constants."""
-    count = 0
-    for node in list(model.graph):
-        if node.op_type != "Reshape":
-            continue
-        target = node.inputs[1].producer() if node.inputs[1] is not None else None
-        if target is None or target.op_type != "Concat" or len(target.inputs) < 3:
-            continue
-        tail = [_scalar(value) for value in target.inputs[2:]]
-        if any(size is None for size in tail):
-            continue
-        shape = ir.tensor([0, 0, *(size for size in tail if size is not None)], dtype=ir.DataType.INT64)
-        constant = ir.node("Constant", [], {"value": shape}, name=f"{node.name}.shape")
-        model.graph.insert_before(node, constant)
-        node.replace_input_with(1, constant.outputs[0])
-        node.attributes.pop("allowzero", None)
-        count += 1
-    common.RemoveUnusedNodesPass()(model)
-    return count
-
-
-def _scalar(value: ir.Value | None) -> int | None:
-    constant = None if value is None else ir.convenience.get_const_tensor(value)
-    return int(constant.numpy().item()) if constant is not None and constant.size == 1 else None
+__all__ = ["name_interface", "name_layers", "slice_before_head"]
 
 
 def name_interface(model: ir.Model) -> int:
-    """Gives inputs and outputs the names and symbolic shapes that Optimum and Transformers.js use."""
+    """Gives inputs, outputs and free dimensions the names that Optimum and Transformers.js use."""
     graph = model.graph
     layers = (len(graph.inputs) - 3) // 2
     if len(graph.inputs) != 3 + 2 * layers or len(graph.outputs) != 1 + 2 * layers:
@@ -78,21 +16,36 @@ def name_interface(model: ir.Model) -> int:
     parts = [(i, part) for i in range(layers) for part in ("key", "value")]
     inputs = ["input_ids", "position_ids", "attention_mask"] + [f"past_key_values.{i}.{part}" for i, part in parts]
     outputs = ["logits"] + [f"present.{i}.{part}" for i, part in parts]
-    if "clone" in graph.initializers:  # the only constant of the definitions that is not a parameter
-        graph.initializers["clone"].name = "inverse_frequencies"
+    constants = [value for value in graph.initializers.values() if value.const_value is not None]
+    if len(constants) != 1:
+        raise ExportFailed(f"the traced graph has {len(constants)} constants, not one, the inverse frequencies")
+    constants[0].name = "inverse_frequencies"
     for value, name in zip(graph.inputs, inputs, strict=True):
         value.name = name
     for value, name in zip(graph.outputs, outputs, strict=True):
         value.name = name
-    new, total = ("batch_size", "sequence_length"), ("batch_size", "total_sequence_length")
-    for value, dims in zip(graph.inputs[:3], (new, new, total), strict=True):
-        value.shape = ir.Shape(dims)
-    for index in range(2 * layers):
-        past, present = graph.inputs[3 + index], graph.outputs[1 + index]
-        assert past.shape is not None
-        past.shape = ir.Shape(["batch_size", past.shape[1], "past_sequence_length", past.shape[3]])
-        present.shape = ir.Shape(["batch_size", past.shape[1], "total_sequence_length", past.shape[3]])
+    _name_dimensions(graph, layers)
     return len(inputs) + len(outputs)
+
+
+def _name_dimensions(graph: ir.Graph, layers: int) -> None:
+    """The tracer has a name of its own for each free axis of each input; here an axis is called by what it counts."""
+    new, total = {0: "batch_size", 1: "sequence_length"}, {0: "batch_size", 1: "total_sequence_length"}
+    past = {0: "batch_size", 2: "past_sequence_length"}
+    names: dict[str | None, str] = {}
+    for value, axes in zip(graph.inputs, [new, new, total] + [past] * (2 * layers), strict=True):
+        assert value.shape is not None
+        for axis, name in axes.items():
+            size = value.shape[axis]
+            if isinstance(size, int):
+                raise ExportFailed(f"{value.name}: the tracer took {name} to be {size} always")
+            names[size.value] = name
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        if value.shape is not None:
+            value.shape = ir.Shape([size if isinstance(size, int) else names.get(size.value, size) for size in value.shape])
+    for present in graph.outputs[1:]:
+        assert present.shape is not None
+        present.shape = ir.Shape(["batch_size", present.shape[1], "total_sequence_length", present.shape[3]])
 
 
 def name_layers(model: ir.Model) -> int:
@@ -127,8 +80,8 @@ def name_layers(model: ir.Model) -> int:
 
 def _merged_heads(value: ir.Value) -> ir.Value:
     """The output of the Reshape that lays the heads side by side."""
-    transpose = next(iter(value.uses())).node
-    reshape = next(iter(transpose.outputs[0].uses())).node
+    transpose = _reader(value)
+    reshape = _reader(transpose.outputs[0])
     if (transpose.op_type, reshape.op_type) != ("Transpose", "Reshape"):
         raise ExportFailed(f"{value.name} feeds {transpose.op_type} and {reshape.op_type} where its heads should be merged")
     return reshape.outputs[0]
@@ -136,13 +89,17 @@ def _merged_heads(value: ir.Value) -> ir.Value:
 
 def _next_add(value: ir.Value) -> ir.Value:
     """Follows the single use of each value down to the next Add's output."""
-    while True:
-        uses = list(value.uses())
-        if len(uses) != 1:
-            raise ExportFailed(f"{value.name} feeds {len(uses)} nodes where an attention's output projection was expected")
-        value = uses[0].node.outputs[0]
-        if uses[0].node.op_type == "Add":
-            return value
+    while (node := _reader(value)).op_type != "Add":
+        value = node.outputs[0]
+    return node.outputs[0]
+
+
+def _reader(value: ir.Value) -> ir.Node:
+    """The one node that reads a value on its way from the attention to the residual stream."""
+    uses = list(value.uses())
+    if len(uses) != 1:
+        raise ExportFailed(f"{value.name} feeds {len(uses)} nodes, not one, on the way from an attention to its residual add")
+    return uses[0].node
 
 
 def slice_before_head(model: ir.Model) -> int:

@@ -39,12 +39,12 @@ class StreamedWeight(ir.LazyTensor):
 
     def to(self, dtype: torch.dtype) -> "StreamedWeight":
         """The same weight stored in another float dtype."""
-        sizes = [int(size) for size in self.shape]
+        sizes = self.shape.numpy()
         return StreamedWeight(lambda: self.load().to(dtype), dtype=dtype, shape=sizes, name=str(self.name))
 
     def transposed(self, name: str) -> "StreamedWeight":
         """[out,in] -> [in,out], stored row by row under another name."""
-        rows, columns = (int(size) for size in self.shape)
+        rows, columns = self.shape.numpy()
         dtype = next(torch_dtype for torch_dtype, onnx_dtype in ONNX_DTYPES.items() if onnx_dtype == self.dtype)
         load = self.load
         return StreamedWeight(lambda: torch.t(load()).contiguous(), dtype=dtype, shape=(columns, rows), name=name)

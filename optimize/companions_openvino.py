@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from alize.models.checkpoint import Checkpoint
+from alize.optimize.openvino_write import write_ir
 
 __all__ = ["write"]
 
@@ -17,5 +18,5 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
         return
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder), local_files_only=True)
     encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
-    openvino.save_model(encoder, folder / "openvino_tokenizer.xml")
-    openvino.save_model(decoder, folder / "openvino_detokenizer.xml")
+    write_ir(encoder, folder / "openvino_tokenizer.xml", save=openvino.save_model)
+    write_ir(decoder, folder / "openvino_detokenizer.xml", save=openvino.save_model)

@@ -20,12 +20,13 @@ HIDDEN_SCORE = -3.0e38  # finite: a padding row that sees no key gives an averag
 
 def group_query_attention(model: ir.Model) -> int:
     """Replaces every attention node; lengths and bias are computed from attention_mask once for all of them."""
-    graph = model.graph
+    graph, nodes = model.graph, attentions(model)
+    if not nodes:
+        raise LoweringFailed("group_query_attention: the graph has no SlidingWindowAttention")
     mask = next(value for value in graph.inputs if value.name == "attention_mask")
     input_ids = next(value for value in graph.inputs if value.name == "input_ids")
     last_index, total = _row_lengths(graph, mask)
     bias = _padding_bias(graph, mask, input_ids)
-    nodes = attentions(model)
     for node in nodes:
         _replace(graph, node, last_index, total, bias)
     common.RemoveUnusedNodesPass()(model)
@@ -118,12 +119,12 @@ def _heads_side_by_side(graph: ir.Graph, node: ir.Node, value: ir.Value | None) 
 
 def _take_merged(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
     """The fused node's output has its heads side by side already: drops the Transpose and Reshape that did that."""
-    transpose = next(iter(node.outputs[0].uses())).node
-    merge = next(iter(transpose.outputs[0].uses())).node
-    if (transpose.op_type, merge.op_type) != ("Transpose", "Reshape"):
-        raise LoweringFailed(
-            f"group_query_attention: {node.name} feeds {transpose.op_type}, {merge.op_type}: not its merged heads"
-        )
+    transposes = list(node.outputs[0].consumers())
+    merges = [merge for transpose in transposes for merge in transpose.outputs[0].consumers()]
+    kinds = [consumer.op_type for consumer in (*transposes, *merges)]
+    if kinds != ["Transpose", "Reshape"]:
+        raise LoweringFailed(f"group_query_attention: {node.name} feeds {', '.join(kinds)}: not its merged heads alone")
+    (transpose,), (merge,) = transposes, merges
     ir.convenience.replace_all_uses_with(merge.outputs[0], output)
     output.name, output.type, output.shape = merge.outputs[0].name, merge.outputs[0].type, merge.outputs[0].shape
     graph.remove([transpose, merge], safe=True)

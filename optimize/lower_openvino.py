@@ -10,7 +10,8 @@ from alize.errors import LoweringFailed
 from alize.optimize.keep_all_logits import keep_all_logits
 from alize.optimize.openvino_attention import attention_conversion
 from alize.optimize.openvino_stateful import make_stateful
-from alize.optimize.openvino_structure import execution_layers, mask_windows, paged_windows
+from alize.optimize.openvino_structure import execution_layers, mask_windows, one_line, paged_windows
+from alize.optimize.openvino_write import write_ir
 from alize.optimize.passes import Pass, drop_functions, run, write
 from alize.optimize.store_weights import store_weights
 
@@ -42,12 +43,12 @@ def lower(hub: ir.Model, folder: Path, *, weights: str) -> tuple[str, ...]:
     write(hub, scratch)
     core = openvino.Core()
     core.add_extension(ConversionExtension("SlidingWindowAttention", "ai.alize", attention_conversion()))
-    model = core.read_model(scratch)
-    make_stateful(model)
     try:
-        openvino.serialize(model, folder / MODEL_FILE)
+        model = core.read_model(scratch)
     except RuntimeError as error:
-        raise OSError(f"{folder / MODEL_FILE}: {error}") from error
+        raise LoweringFailed(f"openvino {openvino.__version__} cannot convert the graph: {one_line(error)}") from error
+    make_stateful(model)
+    write_ir(model, folder / MODEL_FILE, save=openvino.serialize)
     del model, core
     for leftover in (scratch, scratch.with_name(f"{_SCRATCH}.data")):
         leftover.unlink()
@@ -65,14 +66,14 @@ def check_structure(folder: Path, windows: Sequence[int]) -> dict[str, Any]:
     for layer, window in enumerate(windows):
         if found.get(layer) != window:
             raise LoweringFailed(f"layer {layer}: the mask's window is {found.get(layer)}, the model's is {window}")
-    paged = paged_windows(path)
-    if sorted(paged) != sorted(windows):
-        raise LoweringFailed(f"paged attention would run with the windows {paged}, the model's are {list(windows)}")
     nodes = execution_layers(path)
     for layer in range(len(windows)):
         missing = [part for part, layers in nodes.items() if layer not in layers]
         if missing:
             raise LoweringFailed(f"layer {layer}: no fused {' and no fused '.join(missing)} in the compiled graph")
+    paged = paged_windows(path)
+    if sorted(paged) != sorted(windows):
+        raise LoweringFailed(f"paged attention would run with the windows {paged}, the model's are {list(windows)}")
     return {
         "attention": "ScaledDotProductAttention with state",
         "fused_attention_nodes": len(nodes["stateful attention"]),

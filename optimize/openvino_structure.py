@@ -1,6 +1,7 @@
 """Reads from an IR, its compiled graph and its paged-attention form what `lower_openvino` asserts."""
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from alize.errors import LoweringFailed
 
-__all__ = ["execution_layers", "mask_windows", "paged_windows"]
+__all__ = ["execution_layers", "mask_windows", "one_line", "paged_windows"]
 
 _LAYER = re.compile(r"layers\.(\d+)\.self_attn")
 _PARTS = {  # what each layer must have in the compiled graph: operator, the name that the hub gave the node
@@ -47,26 +48,31 @@ def _window_of(mask: Any) -> int:
 
 
 def _above(node: Any) -> Iterator[Any]:
-    """The node and all it is computed from, each once."""
+    """The node and all that its values are computed from, each once. What only gives a shape is not followed further."""
     waiting, seen = [node], set()
     while waiting:
         current = waiting.pop()
         if current.get_friendly_name() not in seen:
             seen.add(current.get_friendly_name())
             yield current
-            waiting += [value.get_node() for value in current.input_values()]
+            if current.get_type_name() != "ShapeOf":
+                waiting += [value.get_node() for value in current.input_values()]
 
 
 def paged_windows(path: Path) -> list[int]:
     """The windows that the engine's own paged-attention pass finds in the IR, one for each attention (0 = none).
 
-    openvino_genai runs this pass on any model that it opens; it drops a window whose mask it doesn't recognise.
+    openvino_genai runs this pass on any model that it opens; it drops a window whose mask it doesn't recognise. Raises
+    LoweringFailed when the pass does not know the attention itself.
     """
     import openvino
     from openvino._offline_transformations import paged_attention_transformation
 
     model = openvino.Core().read_model(path)
-    paged_attention_transformation(model)
+    try:
+        paged_attention_transformation(model)
+    except RuntimeError as error:
+        raise LoweringFailed(f"the engine's paged-attention pass does not take the model: {one_line(error)}") from error
     attentions = [node for node in model.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"]
     return [_evaluate(node.input_value(10).get_node()) for node in attentions]
 
@@ -81,10 +87,13 @@ def _evaluate(node: Any) -> int:
 
 
 def execution_layers(path: Path) -> dict[str, set[int]]:
-    """Part of a layer -> the layers that have it, fused, in the graph that the CPU plugin runs."""
+    """Part of a layer -> the layers that have it, fused, in the graph that the CPU plugin runs. Raises LoweringFailed."""
     import openvino
 
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    try:
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except RuntimeError as error:
+        raise LoweringFailed(f"openvino {openvino.__version__} cannot compile the model: {one_line(error)}") from error
     kinds: dict[str, str] = {}  # what became of each node of the IR
     for node in compiled.get_runtime_model().get_ops():
         kind = _info(node, "layerType")
@@ -101,6 +110,11 @@ def execution_layers(path: Path) -> dict[str, set[int]]:
 def _is_stateful(node: Any) -> bool:
     """The fused node reads keys and values from the state itself: two of its inputs are MemoryInput nodes."""
     return sum(_info(value.get_node(), "layerType") == "MemoryInput" for value in node.input_values()) == 2
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of what the engine says, without its line ends."""
+    return textwrap.shorten(str(error), 500, placeholder=" ...")
 
 
 def _info(node: Any, key: str) -> str:

@@ -12,11 +12,15 @@ def rotary_before_split(model: ir.Model) -> int:
     """Moves every RotaryEmbedding before the Reshape and Transpose that split the heads."""
     graph = model.graph
     nodes = [node for node in graph if node.op_type == "RotaryEmbedding"]
+    if not nodes:
+        raise LoweringFailed("rotary_before_split: the graph has no RotaryEmbedding")
     for node in nodes:
         transpose = node.inputs[0].producer() if node.inputs[0] is not None else None
         split = transpose.inputs[0].producer() if transpose is not None and transpose.inputs[0] is not None else None
         if transpose is None or split is None or (transpose.op_type, split.op_type) != ("Transpose", "Reshape"):
             raise LoweringFailed(f"rotary_before_split: {node.name} does not follow the split into heads")
+        if len(transpose.outputs[0].consumers()) != 1 or len(split.outputs[0].consumers()) != 1:
+            raise LoweringFailed(f"rotary_before_split: {node.name} is not all that reads its heads")
         whole, heads = split.inputs[0], transpose.outputs[0].shape
         count = heads[1] if heads is not None else None
         assert whole is not None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 import torch
 
-from alize.errors import UsageError
+from alize.errors import LoweringFailed, UsageError
 from alize.export.weights import StreamedWeight
 
 __all__ = ["PRECISIONS", "store_weights"]
@@ -29,6 +29,8 @@ def store_weights(precision: str) -> Callable[[ir.Model], int]:
                 stored = tensor.to(PRECISIONS[precision if len(tensor.shape) > 1 else "fp32"])
                 value.const_value, value.type = stored, ir.TensorType(stored.dtype)
                 count += 1
+        if not count:
+            raise LoweringFailed("store_weights: the graph has no weights of a checkpoint")
         _retype_gathers(model)
         _drop_idle_casts(model)
         return count

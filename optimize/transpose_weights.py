@@ -7,6 +7,7 @@ MatMul wants; stored as [in,out] it packs straight from the file.
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from alize.errors import LoweringFailed
 from alize.export.weights import StreamedWeight
 
 __all__ = ["SUFFIX", "transpose_weights"]
@@ -28,6 +29,8 @@ def transpose_weights(model: ir.Model) -> int:
         _rewire(value, stored, chain)
         del model.graph.initializers[str(value.name)]
         count += 1
+    if not count:
+        raise LoweringFailed("transpose_weights: no weight is read by one MatMul alone, through a Transpose")
     common.RemoveUnusedNodesPass()(model)
     return count
 
