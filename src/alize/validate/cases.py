@@ -14,6 +14,8 @@ UNWINDOWED_SPAN = 64
 """Stands for W where no layer has a window: the lengths that are tried are then 2*64+3 tokens and less."""
 
 _CHUNK = 17
+_LEAST_SPAN = 3  # so that even a window of 1 leaves room for the cases' steps around its edge
+_CONTINUATION = 32
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,15 @@ def make_plan(info: ModelInfo, *, seconds_a_token: float, budget_seconds: float)
 
     seconds_a_token: what one pass of one token is expected to cost, reference or artifact.
     """
-    span = max(info.windows) or min(UNWINDOWED_SPAN, (info.max_positions - 3) // 2)
-    full = _full(span)
+    window = max(info.windows)
+    span = max(window or min(UNWINDOWED_SPAN, (info.max_positions - 3) // 2), _LEAST_SPAN)
+    edges = (window - 1, window, 2 * window) if window else (span - 1, span, 2 * span)
+    continuation = _CONTINUATION if 0 not in info.windows else min(_CONTINUATION, info.max_positions - (span + 1))
+    full = _full(span, edges, continuation)
     cost = _cost(full) * seconds_a_token
     if cost <= budget_seconds:
         return full
-    return _minimum(span, f"{cost:.0f} s expected, {budget_seconds:.0f} s allowed")
+    return _minimum(span, edges, f"{cost:.0f} s expected, {budget_seconds:.0f} s allowed")
 
 
 def _cost(plan: Plan) -> float:
@@ -68,11 +73,7 @@ def _cost(plan: Plan) -> float:
     return 4 * plan.length + 2 * sum(case.tokens for case in plan.cases) + 3 * plan.continuation
 
 
-def _edges(span: int) -> tuple[int, ...]:
-    return (span - 1, span, 2 * span)
-
-
-def _full(span: int) -> Plan:
+def _full(span: int, edges: tuple[int, ...], continuation: int) -> Plan:
     length = 2 * span + 3
     cases = (
         Case("one append", (length,), (), chunk=length),
@@ -80,10 +81,10 @@ def _full(span: int) -> Plan:
         Case("decode across the edge", (max(span - 2, 1),), (1,) * 6, chunk=length),
         _unequal(span),
     )
-    return Plan(length, cases, _edges(span), continuation=32, bf16_floor=True, left_out=())
+    return Plan(length, cases, edges, continuation, bf16_floor=True, left_out=())
 
 
-def _minimum(span: int, why: str) -> Plan:
+def _minimum(span: int, edges: tuple[int, ...], why: str) -> Plan:
     length = span + 3
     crossing = Case("decode across the edge", (max(span - 2, 1),), (1,) * 5, chunk=length)
     left_out = (
@@ -92,7 +93,7 @@ def _minimum(span: int, why: str) -> Plan:
         "greedy continuation",
         "the bfloat16 floor",
     )
-    return Plan(length, (crossing, _chunked(length), _unequal(span)), _edges(span)[:2], 0, False, left_out)
+    return Plan(length, (crossing, _chunked(length), _unequal(span)), edges[:2], 0, False, left_out)
 
 
 def _chunked(length: int, *, decode: int = 0) -> Case:

@@ -9,6 +9,7 @@ from alize.models.reference import Reference
 from alize.runtimes.registry import Engine
 from alize.runtimes.session import Session, session_limits
 from alize.validate.measure import NEAR_TIE, Figures, measure
+from alize.validate.references import as_stored
 
 __all__ = ["check_continuation"]
 
@@ -29,7 +30,7 @@ def check_continuation(
             tokens = np.append(tokens, logits[0].argmax())
             logits = session.append(tokens[None, -1:])[0]
     positions = np.arange(len(prompt) - 1, len(tokens) - 1)
-    reference = Reference(checkpoint, weights=weights).run([tokens], positions=[positions]).logits[0]
+    reference = Reference(checkpoint, weights=as_stored(weights)).run([tokens], positions=[positions]).logits[0]
     figures = measure(reference, np.stack(steps), positions)
     changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)
     reasons = []

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from alize.artifact.manifest import ModelInfo
+from alize.errors import UnsupportedModel
 from alize.models.checkpoint import Checkpoint, Weight
 
 __all__ = ["changed_weights", "first_difference", "tap_names"]
@@ -32,7 +33,11 @@ _RELATIVE = 1e-4
 def changed_weights(
     stored: Iterable[tuple[str, torch.Tensor]], checkpoint: Checkpoint, weights: Mapping[str, Weight]
 ) -> list[str]:
-    """One line for each weight whose stored values are not the checkpoint's converted to the stored dtype, or is missing."""
+    """One line for each weight whose stored values are not the checkpoint's converted to the stored dtype, or is missing.
+
+    Raises CorruptCheckpoint (NaN or infinite weights), UnsupportedModel (weights that overflow in the stored dtype): the
+    reference run reads only those rows of the embeddings that its tokens ask for.
+    """
     findings, seen = [], set()
     for name, values in stored:
         if name not in weights:
@@ -40,6 +45,7 @@ def changed_weights(
             continue
         seen.add(name)
         expected = checkpoint.read(weights[name], values.dtype)
+        _check_finite(name, expected, checkpoint, weights[name])
         if values.shape != expected.shape:
             findings.append(f"weight {name} has shape {list(values.shape)}, the checkpoint's is {list(expected.shape)}")
         elif not torch.equal(values, expected):
@@ -50,6 +56,13 @@ def changed_weights(
             )
     findings += [f"weight {name} is not in the artifact" for name in sorted(weights.keys() - seen)]
     return findings
+
+
+def _check_finite(name: str, values: torch.Tensor, checkpoint: Checkpoint, weight: Weight) -> None:
+    if values.numel() and not torch.stack(torch.aminmax(values)).isfinite().all():
+        for source in weight.sources:
+            checkpoint.check_finite(source)
+        raise UnsupportedModel(f"{name} does not fit in {values.dtype}: a value overflows; use --weights bf16 or fp32")
 
 
 def first_difference(

@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 
 from alize.models.checkpoint import Checkpoint
-from alize.models.reference import Reference
+from alize.models.reference import ROUND_TRIPS, Reference, WeightRule
 from alize.progress import Progress
 from alize.validate.measure import Figures, measure
 
-__all__ = ["MAX_KEPT", "References", "kept_positions", "run_references"]
+__all__ = ["MAX_KEPT", "References", "as_stored", "kept_positions", "run_references", "stored_exactly"]
 
 MAX_KEPT = 640
 """Positions whose logits are kept: all of a short sequence; of a longer one the edges and an even sample."""
@@ -41,23 +41,33 @@ class References:
         return torch.from_numpy(self.logits_at(positions)).double().log_softmax(-1).float().numpy()
 
 
+def as_stored(weights: str) -> WeightRule:
+    """What an artifact's weights go through: matrices are stored as `weights`, vectors (of norms) in float32 always."""
+    dtype = ROUND_TRIPS[weights]
+
+    def rule(name: str, rows: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - the signature of a WeightRule
+        return rows.float() if dtype is None or rows.ndim == 1 else rows.to(dtype).float()
+
+    return rule
+
+
 def run_references(
     checkpoint: Checkpoint, tokens: NDArray[np.int64], *, weights: str, bf16: bool, progress: Progress
 ) -> References:
     """tokens: int64 [N]. weights: what the artifact stores (fp32, fp16, bf16)."""
-    kept = kept_positions(len(tokens))
+    kept, rule = kept_positions(len(tokens)), as_stored(weights)
 
     def run(name: str, reference: Reference) -> NDArray[np.float32]:
         progress.stage(name, steps=reference.config.num_layers)
         done = reference.run([tokens], positions=[kept], progress=lambda _, count, __: progress.advance(1 if count else 0))
         return done.logits[0]
 
-    logits = run("reference", Reference(checkpoint, weights=weights))
-    other = run("reference, summed otherwise", Reference(checkpoint, weights=weights, summation="split"))
+    logits = run("reference", Reference(checkpoint, weights=rule))
+    other = run("reference, summed otherwise", Reference(checkpoint, weights=rule, summation="split"))
     floor = measure(logits, other, kept)
     floor_bf16 = quantisation = None
     if bf16:
-        rounded = run("reference in bfloat16", Reference(checkpoint, weights=weights, compute=torch.bfloat16))
+        rounded = run("reference in bfloat16", Reference(checkpoint, weights=rule, compute=torch.bfloat16))
         floor_bf16 = measure(logits, rounded, kept)
     if not stored_exactly(checkpoint, weights):
         quantisation = measure(run("reference, original weights", Reference(checkpoint)), logits, kept)

@@ -15,7 +15,7 @@ from alize.models.registry import weights_of
 from alize.progress import Progress
 from alize.runtimes import golden
 from alize.runtimes.registry import Engine, backend_module
-from alize.validate.cases import Plan, make_plan
+from alize.validate.cases import UNWINDOWED_SPAN, Plan, make_plan
 from alize.validate.continuation import check_continuation
 from alize.validate.diagnose import changed_weights, first_difference, tap_names
 from alize.validate.drive import run_case
@@ -23,7 +23,7 @@ from alize.validate.evidence import CaseEvidence, Evidence
 from alize.validate.judge import Budget, fidelity_limit, judge_fidelity, judge_loss
 from alize.validate.measure import Figures, measure
 from alize.validate.prompts import validation_tokens
-from alize.validate.references import References, run_references
+from alize.validate.references import References, as_stored, run_references
 
 __all__ = ["Outcome", "validate_folder"]
 
@@ -84,7 +84,7 @@ class _Validation:
         self._quantisation(plan, references)
         continuation = self._continuation(plan, tokens)
         if any(case.reasons and case.question == "compile fidelity" for case in self.cases):
-            findings += self._locate(tokens[: max(self.info.windows) + 3])
+            findings += self._locate(tokens[: (max(self.info.windows) or UNWINDOWED_SPAN) + 3])
         evidence = Evidence(
             cases=tuple(self.cases),
             floor=references.floor,
@@ -199,5 +199,5 @@ def _taps(
     checkpoint: Checkpoint, tokens: NDArray[np.int64], weights: str, summation: Literal["plain", "split"]
 ) -> dict[str, NDArray[np.float32]]:
     """What the reference's heads attended to and its residual stream, over tokens [S]."""
-    reference = Reference(checkpoint, weights=weights, summation=summation)
+    reference = Reference(checkpoint, weights=as_stored(weights), summation=summation)
     return reference.run([tokens], positions=[np.array([0])], taps=True).taps[0]
