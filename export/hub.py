@@ -56,12 +56,11 @@ def _declare(model: ir.Model) -> None:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Writes PATH and PATH.data, streaming the weights; checks the result with onnx.checker. Raises ExportFailed."""
-    # The tensors must not be turned into external ones of the written file: another lowering may start from them.
-    originals = {name: value.const_value for name, value in model.graph.initializers.items()}
+    """Writes PATH and PATH.data, streaming the weights; checks the result with onnx.checker. Raises ExportFailed.
+
+    The model keeps its lazy tensors: it can be lowered, or saved again, afterwards.
+    """
     ir.save(model, path, external_data=f"{path.name}.data", max_in_flight_bytes=STREAM_BYTES)
-    for name, tensor in originals.items():
-        model.graph.initializers[name].const_value = tensor
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

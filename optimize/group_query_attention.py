@@ -72,6 +72,7 @@ def _replace(graph: ir.Graph, node: ir.Node, last_index: ir.Value, total: ir.Val
     query, key, value, past_key, past_value, _ = node.inputs
     flat = [_heads_side_by_side(graph, node, tensor) for tensor in (query, key, value)]
     heads, kv_heads = _heads(query), _heads(key)
+    _check_head_size(node, past_key)
     window = node.attributes["window"].as_int()
     fused = ir.node(
         "GroupQueryAttention",
@@ -92,6 +93,16 @@ def _replace(graph: ir.Graph, node: ir.Node, last_index: ir.Value, total: ir.Val
         graph.outputs[list(graph.outputs).index(old)] = new
     _take_merged(graph, node, fused.outputs[0])
     graph.remove(node, safe=True)
+
+
+def _check_head_size(node: ir.Node, past_key: ir.Value | None) -> None:
+    """The kernel of the CPU provider takes head sizes in steps of 8 only, and says so when it runs."""
+    size = past_key.shape[3] if past_key is not None and past_key.shape is not None else None
+    if isinstance(size, int) and size % 8:
+        raise LoweringFailed(
+            f"group_query_attention: {node.name} has head size {size}, the engine takes multiples of 8 only: "
+            "build for another target"
+        )
 
 
 def _heads(value: ir.Value | None) -> int:

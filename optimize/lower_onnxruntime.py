@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from alize.errors import LoweringFailed
+from alize.errors import LoweringFailed, OutputError
 from alize.optimize.group_query_attention import group_query_attention
 from alize.optimize.passes import Pass, drop_functions, run, write
 from alize.optimize.rotary_before_split import rotary_before_split
@@ -85,6 +85,9 @@ def _executed_nodes(folder: Path) -> dict[str, str]:
             if value.name not in feeds:
                 feeds[value.name] = np.zeros((1, value.shape[1], 1, value.shape[3]), np.float32)
         session.run(["logits"], feeds)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text())
+        except ValueError as error:  # the engine does not say that it could not write
+            raise OutputError(f"{scratch} has no room for the engine's profile: free space there, or set TMPDIR") from error
     kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
     return {event["name"].removesuffix("_kernel_time"): event["args"]["op_name"] for event in kernels}

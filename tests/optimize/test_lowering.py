@@ -107,7 +107,6 @@ def test_openvino_interface(tiny: Tiny, tmp_path: Path) -> None:
         "drop_functions",
         "openvino_attention",
         "make_stateful",
-        "name_by_order",
     )
     model = openvino.Core().read_model(tmp_path / "out" / "openvino_model.xml")
     kinds = {value.any_name: (value.element_type.get_type_name(), str(value.partial_shape)) for value in model.inputs}

@@ -231,6 +231,8 @@ def free_heads(model: ir.Model) -> None:
 
 
 def every_weight_shared(model: ir.Model) -> None:
+    """Each Transpose is one of two readers."""
+    store_weights("fp32")(model)
     for value in list(model.graph.initializers.values()):
         model.graph.append(ir.node("Neg", [value]))
 

@@ -67,6 +67,10 @@ def grouped_by_tile(patch: Patch) -> None:
     patch.setattr(openvino_attention, "_repeat_heads", repeat_heads)
 
 
+def without_state(patch: Patch) -> None:
+    patch.setattr(lower_openvino, "make_stateful", lambda model: 0)
+
+
 def without_initial_state(patch: Patch) -> None:
     patch.setattr(openvino_stateful, "_start_empty", lambda model: model.validate_nodes_and_infer_types())
 
@@ -148,6 +152,7 @@ def other_window(change: int) -> Callable[[Patch], None]:
 BROKEN_OPENVINO: dict[str, tuple[Callable[[Patch], None], str]] = {
     # what is wrong -> how the lowering is spoilt, what the check says
     "no beam_idx": (without_beam_idx, "layer 0: no fused stateful attention in the compiled graph"),
+    "no state": (without_state, "layer 0: no fused stateful attention in the compiled graph"),
     "tile": (grouped_by_tile, "layer 0: no fused stateful attention in the compiled graph"),
     "no initial state": (without_initial_state, r"openvino 2\S+ cannot compile the model: .*ReadValue"),
     "rotary": (rotary_of_flat_heads, "layer 0: no fused RoPE of the query and no fused RoPE of the key in the compiled graph"),
