@@ -18,11 +18,9 @@ from alize.export.weights import attach_weights
 from alize.models.checkpoint import Checkpoint
 from alize.models.registry import family_for
 
-__all__ = ["PASSES", "STREAM_BYTES", "export_graph", "export_hub", "save"]
+__all__ = ["PASSES", "export_graph", "export_hub", "save"]
 
 PASSES = (tidy.name_interface, tidy.name_layers, tidy.slice_before_head)
-
-STREAM_BYTES = 1 << 26  # weights in flight while a model is written: one that is larger goes alone
 
 
 def export_hub(checkpoint: Checkpoint) -> ir.Model:
@@ -56,11 +54,11 @@ def _declare(model: ir.Model) -> None:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Writes PATH and PATH.data, streaming the weights; checks the result with onnx.checker. Raises ExportFailed.
+    """Writes PATH and PATH.data, one weight in memory at a time; checks the result with onnx.checker. Raises ExportFailed.
 
     The model keeps its lazy tensors: it can be lowered, or saved again, afterwards.
     """
-    ir.save(model, path, external_data=f"{path.name}.data", max_in_flight_bytes=STREAM_BYTES)
+    ir.save(model, path, external_data=f"{path.name}.data")
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

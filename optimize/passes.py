@@ -9,8 +9,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from alize.export.hub import STREAM_BYTES
-
 __all__ = ["Pass", "attentions", "constant", "drop_functions", "run", "write"]
 
 Pass = Callable[[ir.Model], int]
@@ -43,5 +41,5 @@ def drop_functions(model: ir.Model) -> int:
 
 
 def write(model: ir.Model, path: Path) -> None:
-    """Streams PATH and PATH.data, no more than one large weight in memory at a time."""
-    ir.save(model, path, external_data=f"{path.name}.data", max_in_flight_bytes=STREAM_BYTES)
+    """Streams PATH and PATH.data, one weight in memory at a time."""
+    ir.save(model, path, external_data=f"{path.name}.data")

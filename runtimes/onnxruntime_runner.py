@@ -123,7 +123,7 @@ class OnnxRuntimeRunner:
         }
         binding = self._session.io_binding()
         binding.bind_output("logits")
-        for name, array in inputs.items():  # as OrtValue: by any other call, an input with a default is "not found"
+        for name, array in inputs.items():  # as OrtValue: to bind_cpu_input an input with a default is "not found"
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         for name, cache in zip(self._names, self._caches, strict=True):
             view = cache[rows]

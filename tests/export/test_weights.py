@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alize.errors import ExportFailed
-from alize.export import hub, weights
+from alize.export import weights
 from alize.export.hub import export_graph, export_hub, save
 from alize.export.weights import StreamedWeight, attach_weights
 from alize.models.checkpoint import Checkpoint, Weight
@@ -44,14 +44,13 @@ def test_no_weight_is_read_at_export(tiny: Tiny, tmp_path: Path, monkeypatch: py
 
 
 def test_weights_pass_through_memory_one_at_a_time(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here every weight is larger than what may be in flight; the model object keeps none, before or after."""
-    monkeypatch.setattr(hub, "STREAM_BYTES", 1)
+    """The model object keeps none, before or after."""
     watch = Watch(monkeypatch)
     model = export_hub(tiny.checkpoint)
     assert not watch.given
     save(model, tmp_path / "model.onnx")
     assert len(watch.given) == len(tiny.checkpoint.tensors)
-    assert watch.most <= 2  # the one that is being written, and the one that is read meanwhile
+    assert watch.most == 1
     assert watch.alive() == 0
 
 
