@@ -38,7 +38,7 @@ def make_stateful(model: Any) -> int:
 
 
 def _start_empty(model: Any) -> None:
-    """Gives every ReadValue an initial value [B,K,0,D]: without one the fused kernel is not chosen."""
+    """Gives every ReadValue an initial value [B,K,0,D]: without one the plugin cannot compile the fused graph."""
     from openvino import opset13 as ops
 
     input_ids = next(parameter for parameter in model.get_parameters() if parameter.get_friendly_name() == "input_ids")
