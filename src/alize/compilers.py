@@ -97,7 +97,7 @@ COMPILERS: dict[str, Compiler] = {
         # float32 arithmetic, also where the processor has bfloat16 units that OpenVINO would use by itself; keys and values
         # in float16, which shifting windows need (8-bit caches lose by being moved) and which decodes no slower.
         configurations=(Configuration("default", {"inference_precision": "f32", "kv_cache_precision": "f16"}),),
-        packages=("torch", "onnx-ir", "openvino", "openvino-tokenizers"),
+        packages=("torch", "onnx-ir", "openvino", "openvino-tokenizers", "tokenizers", "transformers"),
     ),
     "onnxruntime": Compiler(
         target="onnxruntime",

@@ -11,16 +11,21 @@ import numpy as np
 import pytest
 
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, read
-from alize.build import build
-from alize.compilers import COMPILERS
+from alize.build import build, draft_manifest
+from alize.compilers import COMPILERS, compiler_for
 from alize.errors import NotValidated, SourceError, TamperedArtifact
+from alize.models.checkpoint import Checkpoint
+from alize.progress import SilentProgress
 from alize.runtimes import model as runtime
 from alize.runtimes.golden import GOLDEN, read_golden, write_golden
 from alize.runtimes.model import load
 from alize.runtimes.registry import backend_module
 from alize.validate import validate_artifact
+from alize.validate.judge import Budget
+from alize.validate.run import validate_folder
 from tests.build.conftest import Alize, Built, BuiltOnce
 from tests.tiny import tiny_checkpoint
+from tests.validate.tampering import lower, window_of
 
 each_target = pytest.mark.parametrize("target", COMPILERS)
 
@@ -245,3 +250,17 @@ def test_exit_codes_of_validate(
         failed = alize("validate", one.folder, *words, "-q")
         assert (failed.code, failed.err.count("\n")) == (5, 1)
         assert failed.err.startswith("alize: error: the verdict is fail (")
+
+
+@each_target
+def test_a_window_that_should_not_be_there_is_located(target: str, built: BuiltOnce, tmp_path: Path) -> None:
+    """Beyond the first few positions, where only a model without any window is asked that far."""
+    checkpoint = Checkpoint.open(built(target, "full").checkpoint)
+    assert str(lower(checkpoint, target, tmp_path / "out", window_of(lambda _: 20))).startswith("layer 0: ")
+    compiler = compiler_for(target)
+    draft = draft_manifest(checkpoint, compiler, device="cpu", weights="fp32")
+    progress = SilentProgress()
+    outcome = validate_folder(
+        tmp_path / "out", draft, checkpoint, compiler, budget=Budget(), budget_seconds=60, progress=progress
+    )
+    assert outcome.evidence.findings[0].startswith("layer 0, attention, from position 20 on: the rotary embedding or the mask")
