@@ -1,6 +1,7 @@
 """What every test relies on: nothing reaches a hub, nothing is written into the user's own state folder."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ def pytest_configure() -> None:
     """Before anything is collected: huggingface_hub reads its settings when it is imported."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script's background jobs inherit that: Ctrl-C could not be tested
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
