@@ -14,6 +14,8 @@ def pytest_configure() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script's background jobs inherit that: Ctrl-C could not be tested
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # and nohup this one
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
