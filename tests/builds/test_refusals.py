@@ -22,7 +22,7 @@ from alize.errors import (
 )
 from alize.runtimes.model import load
 from alize.runtimes.registry import backend_module
-from tests.build.conftest import Alize, Built, BuiltOnce
+from tests.builds.conftest import Alize, Built, BuiltOnce
 
 each_target = pytest.mark.parametrize("target", COMPILERS)
 

@@ -4,7 +4,7 @@ import json
 
 from alize.models.checkpoint import Checkpoint
 from benchmarks.window_margin import compare
-from tests.build.conftest import WINDOW, BuiltOnce
+from tests.builds.conftest import WINDOW, BuiltOnce
 
 
 def test_an_off_by_one_window_is_far_beyond_the_limit(built: BuiltOnce) -> None:

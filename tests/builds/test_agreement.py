@@ -9,7 +9,7 @@ from alize.models import session as torch_backend
 from alize.runtimes.generate import GenerationOptions, generate
 from alize.runtimes.model import load
 from alize.runtimes.session import Session
-from tests.build.conftest import WINDOW, Built, BuiltOnce
+from tests.builds.conftest import WINDOW, Built, BuiltOnce
 
 COUNT = 2 * WINDOW + 9
 ROWS = np.random.default_rng(3).integers(3, 259, (3, 2 * WINDOW + 3))

@@ -22,7 +22,7 @@ from alize.models.checkpoint import Checkpoint
 from alize.runtimes.golden import read_golden
 from alize.runtimes.model import load
 from alize.validate.judge import Budget
-from tests.build.conftest import WINDOW, BuiltOnce
+from tests.builds.conftest import WINDOW, BuiltOnce
 from tests.tiny import tiny_checkpoint
 
 TOKENIZER = {"config.json", "generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"}

@@ -15,7 +15,7 @@ from alize.build import build
 from alize.errors import OutputError
 from alize.progress import SilentProgress
 from alize.runtimes.model import load
-from tests.build.conftest import Alize, BuiltOnce
+from tests.builds.conftest import Alize, BuiltOnce
 
 STAGES = [
     "hash the checkpoint",

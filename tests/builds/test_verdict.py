@@ -23,7 +23,7 @@ from alize.runtimes.registry import backend_module
 from alize.validate import validate_artifact
 from alize.validate.judge import Budget
 from alize.validate.run import validate_folder
-from tests.build.conftest import Alize, Built, BuiltOnce
+from tests.builds.conftest import Alize, Built, BuiltOnce
 from tests.tiny import tiny_checkpoint
 from tests.validate.tampering import lower, window_of
 

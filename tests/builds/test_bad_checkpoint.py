@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alize.models.checkpoint import Checkpoint
-from tests.build.conftest import Alize
+from tests.builds.conftest import Alize
 from tests.tiny import edit_config, edit_tensor, tiny_checkpoint, write_json
 
 SHARD = "model-00002-of-00002.safetensors"
