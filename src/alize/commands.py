@@ -93,9 +93,10 @@ def _demo_model(options: argparse.Namespace, out: TextIO) -> int:
     with _needing("build"), _progress(options) as progress:
         from alize.models.demo_checkpoint import make_demo_checkpoint
 
-        make_demo_checkpoint(options.folder, window=options.window, progress=reporter(progress))
+        make_demo_checkpoint(options.folder, window=options.window, mixtral=options.mixtral, progress=reporter(progress))
     lines = [str(options.folder)]
-    _write(out, {"folder": str(options.folder), "window": options.window}, lines, options)
+    written = {"folder": str(options.folder), "window": options.window, "mixtral": options.mixtral}
+    _write(out, written, lines, options)
     return 0
 
 

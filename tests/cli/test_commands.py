@@ -212,5 +212,7 @@ def test_demo_model(alize: Alize, stand_in: Any, tmp_path: Path) -> None:
     ran = alize("demo-model", tmp_path / "d", "--window", 256)
     assert (ran.code, ran.out) == (0, f"{tmp_path / 'd'}\n")
     assert "alize: copy (2.0 MB) ...\nalize: copy: " in ran.err
-    assert calls == [((tmp_path / "d",), {"window": 256})]
-    assert alize("demo-model", tmp_path / "d", "--json").json == {"folder": str(tmp_path / "d"), "window": 0}
+    assert calls == [((tmp_path / "d",), {"window": 256, "mixtral": False})]
+    answer = alize("demo-model", tmp_path / "d", "--mixtral", "--json").json
+    assert answer == {"folder": str(tmp_path / "d"), "window": 0, "mixtral": True}
+    assert calls[-1][1] == {"window": 0, "mixtral": True}

@@ -11,7 +11,10 @@ import pytest
 
 from alize.errors import CorruptCheckpoint, OutputError, SourceNotFound, UsageError
 from alize.models import demo_checkpoint as demo_module
+from alize.models import demo_mixtral
+from alize.models.checkpoint import Checkpoint, read_tensors
 from alize.models.demo_checkpoint import WHEEL, cache_dir, make_demo_checkpoint
+from tests.tiny import tiny_checkpoint
 
 
 @pytest.fixture
@@ -183,6 +186,46 @@ def test_it_writes_english(demo_checkpoint: Path) -> None:
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     answer = model.generate(**prompt, do_sample=False, max_new_tokens=2, pad_token_id=2)
     assert tokenizer.decode(answer[0]) == "The capital of France is Paris."
+
+
+@pytest.fixture
+def tiny_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A tiny Mistral and what `upcycle` makes of it, in shards."""
+    monkeypatch.setattr(demo_mixtral, "SHARD_BYTES", 100_000)
+    dense, twin = tiny_checkpoint(tmp_path / "dense", layers=2, dtype="bfloat16", tied=True), tmp_path / "twin"
+    twin.mkdir()
+    reported: list[tuple[int, int]] = []
+    demo_mixtral.upcycle(dense, twin, lambda done, total: reported.append((done, total)))
+    assert reported[-1][0] == reported[-1][1] > 0
+    return dense, twin
+
+
+def test_the_twin_is_a_noisy_copy_in_the_published_layout(tiny_twin: tuple[Path, Path], tmp_path: Path) -> None:
+    dense, twin = (read_tensors(folder) for folder in tiny_twin)
+    source, made = Checkpoint(tiny_twin[0], {}, dense), Checkpoint(tiny_twin[1], {}, twin)
+    assert len({info.file for info in twin.values()}) > 1
+    up = source.tensor("model.layers.1.mlp.up_proj.weight").float()
+    names = [f"model.layers.1.block_sparse_moe.experts.{e}.w3.weight" for e in range(8)]
+    noise = [made.tensor(name).float() - up for name in names]
+    for one in noise:
+        assert 0.04 < float(one.std() / up.std()) < 0.06
+    assert float((noise[0] * noise[1]).mean() / noise[0].var()) < 0.1  # each expert has noise of its own
+    assert {info.dtype for info in twin.values()} == {"BF16"}
+    kept = "model.layers.1.self_attn.q_proj.weight"
+    assert made.tensor(kept).equal(source.tensor(kept))
+    again = tmp_path / "again"
+    again.mkdir()
+    demo_mixtral.upcycle(tiny_twin[0], again, lambda done, total: None)
+    for path in tiny_twin[1].iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.demo
+def test_the_twin_is_a_mixtral_to_transformers(mixtral_demo_checkpoint: Path) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(mixtral_demo_checkpoint)
+    assert (config.architectures, config.num_local_experts, config.num_experts_per_tok) == (["MixtralForCausalLM"], 8, 2)
 
 
 @pytest.mark.demo
