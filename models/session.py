@@ -62,6 +62,8 @@ def model_info(config: Config) -> ModelInfo:
         max_positions=config.max_positions,
         bos_token_id=config.bos_token_id,
         eos_token_ids=config.eos_token_ids,
+        experts=config.num_experts,
+        experts_per_token=config.experts_per_token,
     )
 
 
@@ -152,11 +154,11 @@ class TorchRunner:
         """Runs [S] tokens of one row; returns the last `kept` logits, float32 [kept,V]."""
         model, caches, count = self._model, self._caches[row], len(tokens)
         hidden = model.embed(torch.from_numpy(tokens).to(self._device)[None])
-        cos, sin = model.angles(torch.arange(position, position + count, device=self._device)[None])
+        angles = model.angles(torch.arange(position, position + count, device=self._device)[None])
         for index, layer in enumerate(model.layers):
             cached = caches[index][0].shape[2]  # evicted layers hold less than full-attention ones
             mask = torch.ones(1, cached + count, dtype=torch.int64, device=self._device)
-            hidden, caches[index] = layer(hidden, cos, sin, mask, caches[index])
+            hidden, caches[index] = layer(hidden, angles, mask, caches[index])
         logits: NDArray[np.float32] = model.head(model.norm(hidden[:, -kept:]))[0].cpu().numpy()
         return logits
 

@@ -1,6 +1,7 @@
 """The pipeline: from a checkpoint to a sealed artifact."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -112,12 +113,12 @@ def draft_manifest(
             repo=resolved.repo,
             commit=resolved.commit,
             sha256=checkpoint.sha256(),
-            architecture=str((checkpoint.config.get("architectures") or [family.model_type])[0]),
+            architecture=checkpoint.multimodal or str((checkpoint.config.get("architectures") or [family.model_type])[0]),
             family=family.model_type,
             config=dataclasses.asdict(config),
         ),
         model=info,
-        target=Target(compiler.target, device, weights, compiler.versions(), (), {}),
+        target=Target(compiler.target, device, weights, {}, compiler.versions(), (), {}),
         configurations=compiler.configurations,
         validation=Validation("device-validated", "partial", (), {}, (), {}),
         rebuild=f"alize build {named}{revision} --target {compiler.target} --device {device} --weights {weights} -o FOLDER",
@@ -138,10 +139,20 @@ def _compile(
         progress.stage("inspect the compiled graph")
         structure = compiler.lowering.check_structure(folder, draft.model.windows)
     with record.timed("companions"):
-        for path in (checkpoint.folder / "config.json", *checkpoint.companions):
-            shutil.copyfile(path, folder / path.name)
+        _copy_companions(checkpoint, folder)
         compiler.companion.write(checkpoint, folder)
     return dataclasses.replace(draft, target=dataclasses.replace(draft.target, passes=passes, structure=structure))
+
+
+def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """config.json, tokenizer and what else travels with a model; the text model's own config.json of a multimodal one."""
+    for path in checkpoint.companions:
+        shutil.copyfile(path, folder / path.name)
+    if checkpoint.multimodal is None:
+        shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
+    else:
+        text = json.dumps(checkpoint.config, indent=2, sort_keys=True)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _write_proof(folder: Path, draft: Manifest, outcome: Outcome, output: Path) -> None:

@@ -90,9 +90,9 @@ def test_what_is_not_sealed_may_go(built: BuiltOnce, copied: Callable[[Built], P
 
 def test_a_newer_schema_is_refused(built: BuiltOnce, copied: Callable[[Built], Path], alize: Alize) -> None:
     folder = copied(built("onnxruntime"))
-    fields = json.loads((folder / "manifest.json").read_text()) | {"schema": 2, "a field of the future": True}
+    fields = json.loads((folder / "manifest.json").read_text()) | {"schema": 3, "a field of the future": True}
     (folder / "manifest.json").write_text(json.dumps(fields))
-    with pytest.raises(UnknownSchema, match="schema 2 is not the schema 1 that this alize reads: upgrade with `pip install"):
+    with pytest.raises(UnknownSchema, match="schema 3 is not the schema 2 that this alize reads: upgrade with `pip install"):
         load(folder)
     for words in (["run", folder, "Hello"], ["validate", folder], ["inspect", folder]):
         ran = alize(*words, "-q")

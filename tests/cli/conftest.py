@@ -87,7 +87,7 @@ def _make_fake(
     backend: str = "fake",
 ) -> Path:
     letters = [*SPECIAL, *LETTERS]
-    info = ModelInfo(len(windows), 4, 2, 8, 32, len(letters), tuple(windows), max_positions, 1, eos)
+    info = ModelInfo(len(windows), 4, 2, 8, 32, len(letters), tuple(windows), max_positions, 1, eos, 0, 0)
     with Building(output) as building:
         _write_tokenizer(building.folder, letters, template)
         _write_golden(building.folder, info)
@@ -95,7 +95,7 @@ def _make_fake(
             alize="0.1.0",
             source=Source("folder", None, None, "ab" * 32, "MistralForCausalLM", "mistral", {"sliding_window": max(windows)}),
             model=info,
-            target=Target(backend, "cpu", "fp32", {"fake": "1"}, (), {}),
+            target=Target(backend, "cpu", "fp32", {}, {"fake": "1"}, (), {}),
             configurations=(Configuration("default", {"chunk": 8}),),
             validation=Validation(
                 level="device-validated",

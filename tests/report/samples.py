@@ -89,11 +89,12 @@ def manifest(evidence: Evidence, *, windows: Sequence[int] = (WINDOW,) * LAYERS,
         source=Source(
             "hub", "someone/a-model", "c0ffee" * 6, "ab" * 32, "MistralForCausalLM", "mistral", {"rope_theta": 10000.0}
         ),
-        model=ModelInfo(len(windows), 4, 2, 8, 32, 512, tuple(windows), 4096, 1, (2,)),
+        model=ModelInfo(len(windows), 4, 2, 8, 32, 512, tuple(windows), 4096, 1, (2,), 0, 0),
         target=Target(
             backend="onnxruntime",
             device="cpu",
             weights="int8",
+            options={},
             versions={"onnxruntime": "1.31.1"},
             passes=("store_weights", "group_query_attention"),
             structure={"attention": "GroupQueryAttention", "fused_attention_nodes": LAYERS, "windows": list(windows)},

@@ -43,7 +43,7 @@ def manifest(**changes: Any) -> Manifest:
         alize="0.1.0",
         source=Source("folder", None, None, "0" * 64, "FakeForCausalLM", "fake", {}),
         model=model_info(UNIFORM),
-        target=Target("fake", "cpu", "fp32", {}, (), {}),
+        target=Target("fake", "cpu", "fp32", {}, {}, (), {}),
         configurations=(Configuration("default", {"chunk": 16, "slack": 16}), Configuration("small", {"chunk": 4, "slack": 6})),
         validation=Validation(
             "device-validated", "pass", (), {"kl": 1e-6}, (CaseResult("W-1", "compile fidelity", True, {"kl": 0.0}),), {}

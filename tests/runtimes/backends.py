@@ -55,6 +55,8 @@ def model_info(windows: tuple[int, ...]) -> ModelInfo:
         max_positions=MAX_POSITIONS,
         bos_token_id=1,
         eos_token_ids=(2,),
+        experts=0,
+        experts_per_token=0,
     )
 
 

@@ -20,6 +20,8 @@ INFO = ModelInfo(
     max_positions=4096,
     bos_token_id=1,
     eos_token_ids=(2,),
+    experts=0,
+    experts_per_token=0,
 )
 SPANS = st.integers(1, 9000)
 FULL, LEAST = 1e9, 1e-9  # seconds

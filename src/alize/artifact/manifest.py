@@ -26,7 +26,7 @@ __all__ = [
     "read",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 FIGURE_DIGITS = 4
 """Significant digits that figures are rounded to, so that the last bits of a float cannot change a digest."""
@@ -44,10 +44,19 @@ class Source:
     family: str
     config: dict[str, Any]
 
+    @property
+    def title(self) -> str:
+        """The architecture, and what of it is not here: an artifact holds the text model only of a multimodal one."""
+        left_out = self.architecture.endswith("ForConditionalGeneration")
+        return self.architecture + (" (text model of a multimodal checkpoint; vision tower left out)" if left_out else "")
+
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a runtime has to know of the model. `windows` has one W for each layer (0 = full attention)."""
+    """What a runtime has to know of the model. `windows` has one W for each layer (0 = full attention).
+
+    experts and experts_per_token: E and top_k of a mixture of experts, both 0 where the MLP is a plain one.
+    """
 
     layers: int
     query_heads: int
@@ -59,15 +68,19 @@ class ModelInfo:
     max_positions: int
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    experts: int
+    experts_per_token: int
 
 
 @dataclass(frozen=True)
 class Target:
-    """What it was compiled for. `structure` holds what the compiled graph was asked (fused nodes, windows)."""
+    """What it was compiled for. `options` holds choices of the lowering that have a name on the command line, `structure`
+    what the compiled graph was asked (fused nodes, windows, experts)."""
 
     backend: str
     device: str
     weights: str
+    options: dict[str, str]
     versions: dict[str, str]
     passes: tuple[str, ...]
     structure: dict[str, Any]
