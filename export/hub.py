@@ -46,8 +46,10 @@ def export_graph(config: dict[str, object]) -> ir.Model:
 def _declare(model: ir.Model) -> None:
     """Says which operators the graph is written in, and attaches the bodies of those that are ours."""
     model.opset_imports.update({"": OPSET, DOMAIN: VERSION})
+    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for function in function_bodies():
-        model.functions[function.identifier()] = function
+        if function.name in used:
+            model.functions[function.identifier()] = function
     model.graph.name = "alize"
     model.producer_name = "alize"  # without a version: the same graph has the same bytes
     common.NameFixPass()(model)

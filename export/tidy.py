@@ -53,7 +53,8 @@ def name_layers(model: ir.Model) -> int:
 
     Nodes `layers.{i}.self_attn`, `layers.{i}.self_attn.rotary_query|rotary_key`, and each norm as its weight is called;
     values `layers.{i}.heads` [B,S,H*D], what each head attended to, and `layers.{i}.attention` and `layers.{i}.mlp`, the
-    residual stream [B,S,M] after each half of a layer.
+    residual stream [B,S,M] after each half of a layer. Where the MLP is a mixture of experts: node `layers.{i}.moe`, values
+    `layers.{i}.moe_input` [B,S,M], `layers.{i}.router_logits` [B,S,E] and `layers.{i}.moe` [B,S,M].
     """
     attentions = [node for node in model.graph if node.domain == "ai.alize" and node.op_type == "SlidingWindowAttention"]
     for i, node in enumerate(attentions):
@@ -70,12 +71,30 @@ def name_layers(model: ir.Model) -> int:
             raise ExportFailed(f"layer {i}: the residual stream has {len(after_mlp)} adds after the attention, not 1")
         after_attention.name = f"layers.{i}.attention"
         after_mlp[0].outputs[0].name = f"layers.{i}.mlp"
+    _name_experts(model)
     norms = [node for node in model.graph if node.op_type == "RMSNormalization"]
     for norm in norms:
         weight = norm.inputs[1]
         assert weight is not None and weight.name is not None
         norm.name = weight.name.removeprefix("model.").removesuffix(".weight")
     return 6 * len(attentions) + len(norms)
+
+
+def _name_experts(model: ir.Model) -> None:
+    for node in model.graph:
+        if node.domain == "ai.alize" and node.op_type == "SparseMoE":
+            weight = _weight_behind(node.inputs[2])
+            layer = weight.removeprefix("model.").removesuffix(".mlp.experts.gate_proj")
+            node.name = f"{layer}.moe"
+            for value, name in zip((*node.inputs[:2], node.outputs[0]), ("moe_input", "router_logits", "moe"), strict=True):
+                assert value is not None
+                value.name = f"{layer}.{name}"
+
+
+def _weight_behind(value: ir.Value | None) -> str:
+    if value is None or not value.is_initializer():
+        raise ExportFailed(f"the experts' weights come from {value}, not from the checkpoint")
+    return str(value.name)
 
 
 def _merged_heads(value: ir.Value) -> ir.Value:

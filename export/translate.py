@@ -102,13 +102,19 @@ class _Writer:
 
     def _append(self, op_type: str, inputs: Sequence[Any], attributes: Mapping[str, Any] | None, name: str) -> ir.Value:
         if not all(isinstance(value, ir.Value) for value in inputs):  # Python numbers, which torch promotes
-            raise ExportFailed(f"{self.call.target} is called with {self.call.args}: its translation takes tensors only")
+            raise ExportFailed(
+                f"{self.call.target} is called with {self.call.args}: its translation takes tensors, and floats beside float32"
+            )
         node = ir.node(op_type, inputs, attributes, name=name)
         self.graph.append(node)
         return node.outputs[0]
 
     def integers(self, numbers: Sequence[int]) -> ir.Value:
         return self.helper("Constant", [], {"value": ir.tensor(numbers, dtype=ir.DataType.INT64)})
+
+    def number(self, number: float) -> ir.Value:
+        """A Python float beside a float32 tensor: the one pair that torch does not promote to anything else."""
+        return self.helper("Constant", [], {"value": ir.tensor(number, dtype=ir.DataType.FLOAT)})
 
 
 def _same(write: _Writer, x: ir.Value) -> ir.Value:  # noqa: ARG001
@@ -123,9 +129,9 @@ def _of_one(op_type: str) -> Callable[[_Writer, ir.Value], ir.Value]:
     return write_node
 
 
-def _of_two(op_type: str) -> Callable[[_Writer, ir.Value, ir.Value], ir.Value]:
-    def write_node(write: _Writer, x: ir.Value, y: ir.Value) -> ir.Value:
-        return write.result(op_type, [x, y])
+def _of_two(op_type: str) -> Callable[[_Writer, ir.Value, Any], ir.Value]:
+    def write_node(write: _Writer, x: ir.Value, y: Any) -> ir.Value:
+        return write.result(op_type, [x, write.number(y) if isinstance(y, float) and x.dtype == ir.DataType.FLOAT else y])
 
     return write_node
 
@@ -199,6 +205,21 @@ def _attention(
     return node.outputs
 
 
+def _experts(
+    write: _Writer,
+    hidden: ir.Value,
+    router_logits: ir.Value,
+    gate_proj: ir.Value,
+    up_proj: ir.Value,
+    down_proj: ir.Value,
+    top_k: int,
+) -> ir.Value:
+    inputs = [hidden, router_logits, gate_proj, up_proj, down_proj]
+    node = ir.node("SparseMoE", inputs, {"top_k": top_k}, domain=DOMAIN, name=write.call.name)
+    write.graph.append(node)
+    return _describe(node.outputs[0], write.call)
+
+
 _aten = torch.ops.aten
 
 # Checks that the tracer adds for itself.
@@ -209,10 +230,13 @@ TRANSLATIONS: Mapping[Any, Callable[..., Any]] = MappingProxyType(
         _aten.add.Tensor: _of_two("Add"),
         _aten.cos.default: _of_one("Cos"),
         _aten.detach_.default: _same,
+        _aten.div.Tensor: _of_two("Div"),
         _aten.embedding.default: _embedding,
         _aten.flatten.using_ints: _flatten,
+        _aten.floor.default: _of_one("Floor"),
         _aten.lift_fresh_copy.default: _same,
         _aten.linear.default: _linear,
+        _aten.log.default: _of_one("Log"),
         _aten.mul.Tensor: _of_two("Mul"),
         _aten.rms_norm.default: _rms_norm,
         _aten.silu.default: _silu,
@@ -222,6 +246,7 @@ TRANSLATIONS: Mapping[Any, Callable[..., Any]] = MappingProxyType(
         _aten.unflatten.int: _unflatten,
         _aten.unsqueeze.default: _unsqueeze,
         torch.ops.alize.sliding_window_attention.default: _attention,
+        torch.ops.alize.sparse_moe.default: _experts,
         torch.ops.onnx.RotaryEmbedding.opset23: _rotary,
     }
 )

@@ -29,18 +29,29 @@ class StreamedWeight(ir.LazyTensor):
     """An initialiser that makes its values anew each time it is asked, and keeps nothing.
 
     load: reads the mapped shards and converts; called once for each time that the tensor is written out.
+    parts: of a stack [E,...] its matrices, each a weight of its own.
     """
 
-    def __init__(self, load: Callable[[], Tensor], *, dtype: torch.dtype, shape: Sequence[int], name: str) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Tensor],
+        *,
+        dtype: torch.dtype,
+        shape: Sequence[int],
+        name: str,
+        parts: "tuple[StreamedWeight, ...]" = (),
+    ) -> None:
         super().__init__(
             lambda: TorchTensor(load(), name=name), dtype=ONNX_DTYPES[dtype], shape=ir.Shape(shape), cache=False, name=name
         )
         self.load = load
+        self.parts = parts
 
     def to(self, dtype: torch.dtype) -> "StreamedWeight":
         """The same weight stored in another float dtype."""
         sizes = self.shape.numpy()
-        return StreamedWeight(lambda: self.load().to(dtype), dtype=dtype, shape=sizes, name=str(self.name))
+        parts = tuple(part.to(dtype) for part in self.parts)
+        return StreamedWeight(lambda: self.load().to(dtype), dtype=dtype, shape=sizes, name=str(self.name), parts=parts)
 
     def transposed(self, name: str) -> "StreamedWeight":
         """[out,in] -> [in,out], stored row by row under another name."""
@@ -61,12 +72,17 @@ def attach_weights(model: ir.Model, checkpoint: Checkpoint, weights: Mapping[str
         raise ExportFailed(f"the traced graph does not use {sorted(missing)[0]} and {len(missing) - 1} more weights")
     for name in sorted(traced):
         value, weight = graph.initializers[name], weights[name]
-        dtype = DTYPES[checkpoint.tensors[weight.sources[0]].dtype]
-        read = partial(checkpoint.read, weight, dtype)
-        value.const_value = StreamedWeight(read, dtype=dtype, shape=weight.shape, name=name)
-        value.type = ir.TensorType(ONNX_DTYPES[dtype])
+        tensor = _streamed(checkpoint, name, weight)
+        value.const_value, value.type = tensor, ir.TensorType(tensor.dtype)
         value.shape = ir.Shape(weight.shape)
         _cast_uses(graph, value)
+
+
+def _streamed(checkpoint: Checkpoint, name: str, weight: Weight) -> StreamedWeight:
+    dtype = DTYPES[checkpoint.tensors[weight.sources[0]].dtype]
+    apart = weight.apart(name)
+    parts = tuple(_streamed(checkpoint, *part) for part in apart.items()) if len(weight.shape) > 2 else ()
+    return StreamedWeight(partial(checkpoint.read, weight, dtype), dtype=dtype, shape=weight.shape, name=name, parts=parts)
 
 
 def _cast_uses(graph: ir.Graph, value: ir.Value) -> None:

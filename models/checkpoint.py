@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from alize.errors import CorruptCheckpoint, SourceNotFound, UnsupportedModel
+from alize.models.multimodal import multimodal_architecture, text_config, text_tensors
 
-__all__ = ["DTYPES", "Checkpoint", "TensorInfo", "Weight"]
+__all__ = ["DTYPES", "Checkpoint", "TensorInfo", "Weight", "read_tensors"]
 
 DTYPES = {  # safetensors' names; other dtypes never hold the weights of a float model
     "F64": torch.float64,
@@ -53,17 +54,45 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Weight:
-    """How a model's parameter is made: its sources stacked on a new axis 0, or the one source as it is."""
+    """How a model's parameter is made: its sources stacked on a new axis 0, or the one source as it is.
+
+    index: only this element of the source's axis 0.   rows: only these rows (from, to) of the source's second last axis.
+    """
 
     sources: tuple[str, ...]
     shape: tuple[int, ...]
+    index: int | None = None
+    rows: tuple[int, int] | None = None
+
+    def apart(self, name: str) -> dict[str, "Weight"]:
+        """The matrices that a stack [E,...] consists of, each under a name of its own; a matrix or vector by itself.
+
+        `model.layers.0.mlp.experts.up_proj` holds `model.layers.0.mlp.experts.{e}.up_proj.weight`.
+        """
+        if len(self.shape) < 3:
+            return {name: self}
+        stack, part = name.rsplit(".", 1)
+        stacked = len(self.sources) > 1
+        return {
+            f"{stack}.{e}.{part}.weight": replace(
+                self, sources=(self.sources[e],) if stacked else self.sources, shape=self.shape[1:], index=None if stacked else e
+            )
+            for e in range(self.shape[0])
+        }
 
 
 class Checkpoint:
-    """An opened folder: `folder`, `config` (config.json), `tensors` (by name), `companions` (files that travel with it)."""
+    """An opened folder: `folder`, `config` (config.json), `tensors` (by name), `companions` (files that travel with it).
 
-    def __init__(self, folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+    Of a multimodal checkpoint `config` and `tensors` are its text model's, named as in a checkpoint of that model alone, and
+    `multimodal` is the architecture that was taken apart; else it is None.
+    """
+
+    def __init__(
+        self, folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo], *, multimodal: str | None = None
+    ) -> None:
         self.folder = folder
+        self.multimodal = multimodal
         self.config = config
         self.tensors = tensors
         self._maps: dict[Path, np.memmap[Any, np.dtype[np.uint8]]] = {}
@@ -73,13 +102,18 @@ class Checkpoint:
     def open(cls, folder: Path) -> "Checkpoint":
         """Reads config.json and every shard's header.
 
-        Raises SourceNotFound (no such folder, no weights), UnsupportedModel (another layout, a quantised checkpoint),
+        Raises SourceNotFound (no such folder, no weights), UnsupportedModel (another layout, a quantised or unknown multimodal
+        checkpoint),
         CorruptCheckpoint (a shard that is missing or shorter than its header says, an index that points nowhere).
         """
         if not folder.is_dir():
             raise SourceNotFound(f"{folder}: no such folder; give a Hugging Face checkpoint folder or a hub id")
         config = _read_config(folder)
-        return cls(folder, config, _read_tensors(folder))
+        multimodal, tensors = multimodal_architecture(config), read_tensors(folder)
+        if multimodal is not None:
+            tensors = text_tensors(tensors)
+            config = text_config(config, tensors)
+        return cls(folder, config, tensors, multimodal=multimodal)
 
     @cached_property
     def companions(self) -> list[Path]:
@@ -100,12 +134,24 @@ class Checkpoint:
             warnings.simplefilter("ignore", UserWarning)
             return torch.from_numpy(data).view(DTYPES[info.dtype]).reshape(info.shape)
 
+    def stored(self, weight: Weight) -> list[Tensor]:
+        """What a parameter is made of, mapped, in the stored dtype: one tensor, or several to be stacked."""
+        parts = [self.tensor(name) for name in weight.sources]
+        if weight.index is not None:
+            parts = [part[weight.index] for part in parts]
+        if weight.rows is not None:
+            parts = [part[..., slice(*weight.rows), :] for part in parts]
+        return parts
+
     def read(self, weight: Weight, dtype: torch.dtype) -> Tensor:
         """A parameter in memory of its own: the sources converted to `dtype`, stacked when there are several."""
-        parts = [self.tensor(name) for name in weight.sources]
+        parts = self.stored(weight)
         if len(parts) == 1:
-            return parts[0].to(dtype, copy=True)
-        return torch.stack([part.to(dtype) for part in parts])
+            return parts[0].to(dtype, copy=True, memory_format=torch.contiguous_format)
+        stack = torch.empty(weight.shape, dtype=dtype)
+        for row, part in zip(stack, parts, strict=True):
+            row.copy_(part)  # converts: one source in memory at a time
+        return stack
 
     def check_finite(self, name: str) -> None:
         """Reads the tensor once, a chunk at a time; raises CorruptCheckpoint when it holds NaN or an infinity."""
@@ -183,7 +229,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
+def read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """The tensors of a folder's safetensors files, from their headers. Raises what `Checkpoint.open` raises for weights."""
     if (folder / INDEX).is_file():
         return _read_sharded(folder)
     if (folder / SINGLE).is_file():

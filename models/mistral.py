@@ -15,11 +15,22 @@ from torch import Tensor, nn
 
 from alize.errors import CorruptCheckpoint, UnsupportedModel
 from alize.models.checkpoint import DTYPES, Checkpoint, Weight
-from alize.models.config import integer, number, refuse_unknown, rope_theta, token_ids
+from alize.models.config import integer, number, refuse_unknown, token_ids
+from alize.models.config import rope_theta as rotary_base
 from alize.models.ops import sliding_window_attention
-from alize.models.rotary import apply_rotary, rotary_angles
+from alize.models.rotary import Angles, apply_rotary, inverse_frequencies, rotary_angles
 
-__all__ = ["Config", "Layer", "Model", "convert_weights"]
+__all__ = [
+    "Config",
+    "Layer",
+    "Model",
+    "check_sources",
+    "convert_weights",
+    "decoder_fields",
+    "only_architecture",
+    "parameter_shapes",
+    "uniform_window",
+]
 
 USED = """model_type architectures vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
     num_key_value_heads head_dim sliding_window layer_types rms_norm_eps rope_theta rope_scaling rope_parameters
@@ -45,41 +56,54 @@ class Config:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    num_experts: int = 0  # E, 0 = a plain MLP
+    experts_per_token: int = 0  # top_k
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "Config":
         """Reads config.json. Raises UnsupportedModel naming what it cannot express, CorruptCheckpoint for a value of no sense."""
         refuse_unknown(config, USED)
-        architectures = config.get("architectures")
-        if architectures not in (None, [], ["MistralForCausalLM"]):
-            raise UnsupportedModel(f"config.json: architectures {architectures!r}; only MistralForCausalLM can be compiled")
-        hidden, heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
-        layers = integer(config, "num_hidden_layers")
-        kv_heads = integer(config, "num_key_value_heads", default=heads if "num_key_value_heads" in config else 8)
-        head_size = integer(config, "head_dim", default=hidden // heads)
-        if heads % kv_heads or head_size % 2:
-            raise CorruptCheckpoint(
-                f"config.json: {heads} query heads, {kv_heads} key/value heads, head size {head_size}: query heads must be "
-                "a multiple of key/value heads and the head size even; fetch the file again"
-            )
-        bos, pad = token_ids(config, "bos_token_id", default=(1,)), token_ids(config, "pad_token_id")
-        return cls(
-            vocab_size=integer(config, "vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=integer(config, "intermediate_size"),
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_size=head_size,
-            windows=(_window(config, layers),) * layers,
-            rms_norm_eps=number(config, "rms_norm_eps", default=1e-6),
-            rope_theta=rope_theta(config, default=10000.0),
-            max_positions=integer(config, "max_position_embeddings", default=131072),
-            tie_embeddings=_flag(config, "tie_word_embeddings"),
-            bos_token_id=bos[0] if bos else None,
-            eos_token_ids=token_ids(config, "eos_token_id", default=(2,)),
-            pad_token_id=pad[0] if pad else None,
+        only_architecture(config, "MistralForCausalLM")
+        window = uniform_window(config, default=4096)
+        return cls(**decoder_fields(config, window=window, rms_norm_eps=1e-6, rope_theta=10000.0))
+
+
+def only_architecture(config: Mapping[str, Any], name: str) -> None:
+    """Raises UnsupportedModel where config.json names another architecture than this one; naming none is fine."""
+    architectures = config.get("architectures")
+    if architectures not in (None, [], [name]):
+        raise UnsupportedModel(f"config.json: architectures {architectures!r}; only {name} can be compiled")
+
+
+def decoder_fields(config: Mapping[str, Any], *, window: int, rms_norm_eps: float, rope_theta: float) -> dict[str, Any]:
+    """The fields of Config that every family reads alike; `rms_norm_eps` and `rope_theta` are what a missing key means."""
+    hidden, heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
+    layers = integer(config, "num_hidden_layers")
+    kv_heads = integer(config, "num_key_value_heads", default=heads if "num_key_value_heads" in config else 8)
+    head_size = integer(config, "head_dim", default=hidden // heads)
+    if heads % kv_heads or head_size % 2:
+        raise CorruptCheckpoint(
+            f"config.json: {heads} query heads, {kv_heads} key/value heads, head size {head_size}: query heads must be "
+            "a multiple of key/value heads and the head size even; fetch the file again"
         )
+    bos, pad = token_ids(config, "bos_token_id", default=(1,)), token_ids(config, "pad_token_id")
+    return {
+        "vocab_size": integer(config, "vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": integer(config, "intermediate_size"),
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_size": head_size,
+        "windows": (window,) * layers,
+        "rms_norm_eps": number(config, "rms_norm_eps", default=rms_norm_eps),
+        "rope_theta": rotary_base(config, default=rope_theta),
+        "max_positions": integer(config, "max_position_embeddings", default=131072),
+        "tie_embeddings": _flag(config, "tie_word_embeddings"),
+        "bos_token_id": bos[0] if bos else None,
+        "eos_token_ids": token_ids(config, "eos_token_id", default=(2,)),
+        "pad_token_id": pad[0] if pad else None,
+    }
 
 
 def _flag(config: Mapping[str, Any], key: str) -> bool:
@@ -89,14 +113,16 @@ def _flag(config: Mapping[str, Any], key: str) -> bool:
     return value is True
 
 
-def _window(config: Mapping[str, Any], layers: int) -> int:
-    """The window of every layer: null is none, a missing key is transformers' default of 4096."""
-    window = 0 if config.get("sliding_window", 4096) is None else integer(config, "sliding_window", default=4096)
+def uniform_window(config: Mapping[str, Any], *, default: int) -> int:
+    """The one window of every layer: null is none, a missing key is transformers' default (0 = none)."""
+    none = config.get("sliding_window", default or None) is None
+    window = 0 if none else integer(config, "sliding_window", default=default)
+    layers = integer(config, "num_hidden_layers")
     kind = "sliding_attention" if window else "full_attention"
     if config.get("layer_types") not in (None, [kind] * layers):
         raise UnsupportedModel(
             f"config.json: layer_types {config['layer_types']!r} with sliding_window {window or None}: "
-            f"transformers gives every one of the {layers} layers of a Mistral the same attention, here {kind}"
+            f"transformers gives every one of the {layers} layers of such a model the same attention, here {kind}"
         )
     return window
 
@@ -114,10 +140,10 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
     def forward(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, attention_mask: Tensor, past_key: Tensor, past_value: Tensor
+        self, hidden: Tensor, angles: Angles, attention_mask: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        query = apply_rotary(self._heads(self.q_proj(hidden)), cos, sin)  # [B,H,S,D]
-        key = apply_rotary(self._heads(self.k_proj(hidden)), cos, sin)  # [B,K,S,D]
+        query = apply_rotary(self._heads(self.q_proj(hidden)), angles.query_cos, angles.query_sin)  # [B,H,S,D]
+        key = apply_rotary(self._heads(self.k_proj(hidden)), angles.key_cos, angles.key_sin)  # [B,K,S,D]
         value = self._heads(self.v_proj(hidden))
         output, present_key, present_value = sliding_window_attention(
             query, key, value, past_key, past_value, attention_mask, self.window, self.scale
@@ -157,18 +183,20 @@ class RMSNorm(nn.Module):
 class Layer(nn.Module):
     """One decoder layer: hidden [B,S,M] -> hidden [B,S,M], in two halves that a reference run may take one at a time."""
 
+    mlp_type: type[nn.Module] = MLP
+
     def __init__(self, config: Config, index: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config)
         self.self_attn = Attention(config, config.windows[index])
         self.post_attention_layernorm = RMSNorm(config)
-        self.mlp = MLP(config)
+        self.mlp = self.mlp_type(config)
 
     def attend(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, attention_mask: Tensor, past: tuple[Tensor, Tensor]
+        self, hidden: Tensor, angles: Angles, attention_mask: Tensor, past: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The attention half and its residual add; past and present are (key, value), [B,K,P,D] and [B,K,P+S,D]."""
-        output, key, value = self.self_attn(self.input_layernorm(hidden), cos, sin, attention_mask, *past)
+        output, key, value = self.self_attn(self.input_layernorm(hidden), angles, attention_mask, *past)
         return hidden + output, (key, value)
 
     def feed(self, hidden: Tensor) -> Tensor:
@@ -177,29 +205,31 @@ class Layer(nn.Module):
         return hidden + output
 
     def forward(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, attention_mask: Tensor, past: tuple[Tensor, Tensor]
+        self, hidden: Tensor, angles: Angles, attention_mask: Tensor, past: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        hidden, present = self.attend(hidden, cos, sin, attention_mask, past)
+        hidden, present = self.attend(hidden, angles, attention_mask, past)
         return self.feed(hidden), present
 
 
 class Trunk(nn.Module):
     """What Hugging Face calls `model`: it only gives the parameters their names."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer_type: type[Layer]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.layers = nn.ModuleList(layer_type(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config)
 
 
 class Model(nn.Module):
     """A Mistral. `embed`, `layers`, `norm` and `head` are the pieces that `forward` strings together."""
 
+    layer_type: type[Layer] = Layer
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.model = Trunk(config)
+        self.model = Trunk(config, self.layer_type)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -216,9 +246,10 @@ class Model(nn.Module):
         hidden: Tensor = self.model.embed_tokens(input_ids)
         return hidden
 
-    def angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [B,S] -> cos and sin, float32 [B,S,D/2]"""
-        return rotary_angles(position_ids, head_size=self.config.head_size, theta=self.config.rope_theta)
+    def angles(self, position_ids: Tensor) -> Angles:
+        """int64 [B,S] -> cosines and sines, float32 [B,S,D/2], that every layer rotates by."""
+        cos, sin = rotary_angles(position_ids, inverse_frequencies(self.config.head_size, self.config.rope_theta))
+        return Angles(cos, sin, cos, sin)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Normed hidden states [B,S,M] -> logits float32 [B,S,V]"""
@@ -230,10 +261,10 @@ class Model(nn.Module):
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """As `forward`, up to the final norm: [B,S,M] in place of the logits."""
         hidden = self.embed(input_ids)
-        cos, sin = self.angles(position_ids)
+        angles = self.angles(position_ids)
         presents = []
         for layer, pair in zip(self.layers, past, strict=True):
-            hidden, present = layer(hidden, cos, sin, attention_mask, pair)
+            hidden, present = layer(hidden, angles, attention_mask, pair)
             presents.append(present)
         return self.norm(hidden), presents
 
@@ -248,21 +279,28 @@ class Model(nn.Module):
         return self.head(hidden), presents
 
 
-def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter of `Model(config)`."""
+def parameter_shapes(model_type: type[Model], config: Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter of `model_type(config)`."""
     with torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in Model(config).named_parameters()}
+        return {name: tuple(parameter.shape) for name, parameter in model_type(config).named_parameters()}
 
 
 def convert_weights(config: Config, checkpoint: Checkpoint) -> dict[str, Weight]:
-    """Which checkpoint tensors make each parameter: one to one here.
+    """Which checkpoint tensors make each parameter: one to one here. Raises what `check_sources` raises."""
+    shapes = parameter_shapes(Model, config)
+    weights = {name: Weight(sources=(name,), shape=shape) for name, shape in shapes.items()}
+    check_sources(config, checkpoint, shapes)
+    return weights
 
-    Reads headers only. Raises CorruptCheckpoint for a missing, unexpected or wrongly shaped tensor and for one that does not
-    hold floats. Tolerated: `rotary_emb.inv_freq` (a constant that old checkpoints carry) and, with tied embeddings, an
-    `lm_head.weight` (transformers ignores it too).
+
+def check_sources(config: Config, checkpoint: Checkpoint, sources: Mapping[str, tuple[int, ...]]) -> None:
+    """Holds the checkpoint's headers to what the model is made of, `sources`: tensor name -> shape.
+
+    Raises CorruptCheckpoint for a missing, unexpected or wrongly shaped tensor and for one that does not hold floats.
+    Tolerated: `rotary_emb.inv_freq` (a constant that old checkpoints carry) and, with tied embeddings, an `lm_head.weight`
+    (transformers ignores it too).
     """
-    shapes = parameter_shapes(config)
-    for name, shape in shapes.items():
+    for name, shape in sources.items():
         info = checkpoint.tensors.get(name)
         if info is None:
             raise CorruptCheckpoint(f"{checkpoint.folder}: tensor {name} is missing; fetch the checkpoint again")
@@ -275,8 +313,7 @@ def convert_weights(config: Config, checkpoint: Checkpoint) -> dict[str, Weight]
             raise CorruptCheckpoint(f"{info.file}: tensor {name} has dtype {info.dtype}, not one of {', '.join(DTYPES)}")
     for name in checkpoint.tensors:
         tolerated = name.endswith(".rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_embeddings)
-        if name not in shapes and not tolerated:
+        if name not in sources and not tolerated:
             raise CorruptCheckpoint(
                 f"{checkpoint.tensors[name].file}: unexpected tensor {name}; config.json describes a model without it"
             )
-    return {name: Weight(sources=(name,), shape=shape) for name, shape in shapes.items()}

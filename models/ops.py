@@ -1,15 +1,17 @@
 """The custom operators that every model definition is built on.
 
-Letters: B batch, S new tokens, P past tokens, H query heads, K key/value heads, D head size, W window.
+Letters: B batch, S new tokens, P past tokens, H query heads, K key/value heads, D head size, W window, M hidden size,
+I expert size, E experts.
 
 The eager bodies below are the specification: short, float32 inside, no fused kernel. Tracing sees each operator as one
 node (the fake kernel gives its shapes), so the export writes one node of domain `ai.alize` for it.
 """
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name every PyTorch reader knows
 from torch import Tensor
 
-__all__ = ["attention_body", "sliding_window_attention", "visible_keys"]
+__all__ = ["attention_body", "choose_experts", "moe_body", "sliding_window_attention", "sparse_moe", "visible_keys"]
 
 QUERY_ROWS = 128  # scores are held for this many queries at a time: H * QUERY_ROWS * (P + S) floats, whatever S is
 
@@ -102,3 +104,57 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: f
     weights = (weights * seen).flatten(2, 3)  # where nothing is seen softmax is uniform, and the output has to be 0
     output = torch.matmul(weights, value.float())  # [B,K,H/K*s,D]
     return output.reshape(batch, heads, rows, size)
+
+
+@torch.library.custom_op("alize::sparse_moe", mutates_args=())
+def sparse_moe(
+    hidden: Tensor, router_logits: Tensor, gate_proj: Tensor, up_proj: Tensor, down_proj: Tensor, top_k: int
+) -> Tensor:
+    """A mixture of SwiGLU experts (Jiang et al. 2024, arXiv:2401.04088): each token goes through its top_k experts only.
+
+    hidden [B,S,M], router_logits [B,S,E], gate_proj and up_proj [E,I,M], down_proj [E,M,I] -> output [B,S,M]. An expert is
+    down(silu(gate(x)) * up(x)); its weight is the softmax over all E logits in float32, renormalised over the chosen top_k.
+    Of equal logits the lower index is chosen.
+    """
+    return moe_body(hidden, router_logits, gate_proj, up_proj, down_proj, top_k)
+
+
+@sparse_moe.register_fake
+def _moe_shape(
+    hidden: Tensor,
+    router_logits: Tensor,  # noqa: ARG001 - a fake kernel has its operator's signature
+    gate_proj: Tensor,  # noqa: ARG001
+    up_proj: Tensor,  # noqa: ARG001
+    down_proj: Tensor,  # noqa: ARG001
+    top_k: int,  # noqa: ARG001
+) -> Tensor:
+    return torch.empty_like(hidden, memory_format=torch.contiguous_format)
+
+
+def choose_experts(router_logits: Tensor, top_k: int) -> Tensor:
+    """[...,E] -> int64 [...,top_k]: the experts of the largest logits, largest first, of equal ones the lower index first."""
+    return torch.sort(router_logits.float(), dim=-1, descending=True, stable=True).indices[..., :top_k]
+
+
+def moe_body(
+    hidden: Tensor,
+    router_logits: Tensor,
+    gate_proj: Tensor,
+    up_proj: Tensor,
+    down_proj: Tensor,
+    top_k: int,
+    chosen: Tensor | None = None,
+) -> Tensor:
+    """What `sparse_moe` computes, in plain PyTorch. chosen: int64 [B,S,top_k], experts to use in place of the router's."""
+    rows = hidden.flatten(0, 1)  # [B*S,M]
+    logits = router_logits.flatten(0, 1).float()
+    experts = choose_experts(logits, top_k) if chosen is None else chosen.flatten(0, 1)
+    weights = torch.softmax(logits.gather(1, experts), dim=-1)  # of all E, renormalised: the sum over all E cancels out
+    output = torch.zeros_like(rows, dtype=torch.float32)
+    for expert in experts.unique().tolist():
+        row, slot = (experts == expert).nonzero(as_tuple=True)
+        x = rows[row]
+        inner = F.silu(F.linear(x, gate_proj[expert])) * F.linear(x, up_proj[expert])  # [n,I]
+        answer = F.linear(inner, down_proj[expert])  # [n,M]
+        output.index_add_(0, row, answer.float() * weights[row, slot, None])
+    return output.to(hidden.dtype).reshape(hidden.shape)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from alize.errors import UnsupportedModel, UsageError
 from alize.models.checkpoint import Checkpoint
 from alize.models.mistral import Layer
-from alize.models.ops import attention_body
+from alize.models.ops import attention_body, moe_body
 from alize.models.registry import family_for
 
 __all__ = ["ROUND_TRIPS", "Progress", "Reference", "ReferenceRun", "SplitSums", "WeightRule"]
@@ -65,10 +65,16 @@ class SplitSums(TorchFunctionMode):
             return _split_product(args[0], args[1].transpose(-1, -2))
         if func is torch.matmul:
             return _split_product(args[0], args[1])
-        if func is torch.ops.alize.sliding_window_attention.default:
+        if func in _BODIES:
             with self:  # its sums too: a mode does not see into an operator by itself
-                return attention_body(*args)
+                return _BODIES[func](*args)
         return func(*args, **(kwargs or {}))
+
+
+_BODIES: dict[Any, Callable[..., Any]] = {
+    torch.ops.alize.sliding_window_attention.default: attention_body,
+    torch.ops.alize.sparse_moe.default: moe_body,
+}
 
 
 def _split_product(left: Tensor, right: Tensor) -> Tensor:
@@ -169,12 +175,12 @@ class Reference:
     def _attend(self, layer: Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream after the attention [1,S,M], and what its output projection was given [1,S,H*D]."""
         count = hidden.shape[1]
-        cos, sin = self._model.angles(torch.arange(count)[None])
+        angles = self._model.angles(torch.arange(count)[None]).to(self._dtype)
         empty = torch.empty(1, self.config.num_kv_heads, 0, self.config.head_size, dtype=self._dtype)
         mask = torch.ones(1, count, dtype=torch.int64)
         heads: list[Tensor] = []
         hook = layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: heads.append(inputs[0]))
-        attended, _ = layer.attend(hidden, cos.to(self._dtype), sin.to(self._dtype), mask, (empty, empty))
+        attended, _ = layer.attend(hidden, angles, mask, (empty, empty))
         hook.remove()
         return attended, heads[0]
 
@@ -193,17 +199,27 @@ class Reference:
         return logits
 
     def _whole(self, name: str) -> Tensor:
-        parts = [self.checkpoint.tensor(source) for source in self._weights[name].sources]
-        return self._checked(name, parts[0] if len(parts) == 1 else torch.stack(parts)).to(self._dtype)
+        """A parameter in the dtype of the arithmetic; of a stack of experts one is in memory twice at a time, not all."""
+        weight = self._weights[name]
+        whole = torch.empty(weight.shape, dtype=self._dtype)
+        parts = weight.apart(name)
+        for (part, source), place in zip(parts.items(), whole if len(parts) > 1 else [whole], strict=True):
+            place.copy_(self._checked(part, self.checkpoint.stored(source)[0]))
+        return whole
 
     def _checked(self, name: str, stored: Tensor) -> Tensor:
         """The rows after the rule, float32. NaN and infinities are looked for here, where they are in memory anyway."""
         rows = self._rule(name, stored)
         if rows.numel() and not torch.stack(torch.aminmax(rows)).isfinite().all():
-            for source in self._weights[name].sources:
-                self.checkpoint.check_finite(source)
+            self._blame(name)
             raise UnsupportedModel(f"{name} does not fit in the weights asked for: a value overflows; use bf16 or fp32")
         return rows
+
+    def _blame(self, name: str) -> None:
+        """Raises CorruptCheckpoint where the checkpoint itself holds NaN or an infinity."""
+        whole = next(stack for stack, weight in self._weights.items() if name in weight.apart(stack))
+        for source in self._weights[whole].sources:
+            self.checkpoint.check_finite(source)
 
 
 def _round_trip(dtype: torch.dtype | None) -> WeightRule:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alize.errors import UnsupportedModel
-from alize.models import mistral
+from alize.models import ministral, ministral3, mistral, mixtral
 from alize.models.checkpoint import Checkpoint, Weight
 
 __all__ = ["FAMILIES", "Family", "family_for", "weights_of"]
@@ -22,7 +22,10 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
+    "ministral": Family("ministral", ministral.Config, ministral.Model, ministral.convert_weights),
+    "ministral3": Family("ministral3", ministral3.Config, ministral3.Model, ministral3.convert_weights),
     "mistral": Family("mistral", mistral.Config, mistral.Model, mistral.convert_weights),
+    "mixtral": Family("mixtral", mixtral.Config, mixtral.Model, mixtral.convert_weights),
 }
 
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every kind that goes by `model_type: mistral`, written without transformers.
+"""Tiny random checkpoints of every kind of every family, written without transformers.
 
 The weights are far from small (std 0.2 to 0.5): logits are spread, attention is peaked, and a wrong window, rotary base or
 head visibly changes every logit.
@@ -14,6 +14,18 @@ from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+YARN: dict[str, Any] = {  # so few original positions that every test goes beyond them
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 8,
+    "beta_fast": 0.5,
+    "beta_slow": 0.02,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.5,
+}
+
 KINDS: dict[str, dict[str, Any]] = {
     "v0.1": {"window": 6, "rope": "old"},
     "v0.2": {"window": 0, "rope": "old", "theta": 1e6},
@@ -25,6 +37,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "window-of-one": {"window": 1},
     "bfloat16": {"window": 6, "dtype": "bfloat16", "tied": True},
     "float16": {"dtype": "float16", "rope": "old"},
+    "ministral": {"family": "ministral", "window": 5, "pattern": (0, 1)},
+    "ministral-mostly-sliding": {"family": "ministral", "window": 4, "pattern": (1, 0, 1), "tied": True},
+    "ministral-full": {"family": "ministral", "window": 6, "pattern": (0,)},
+    "ministral3": {"family": "ministral3", "rope": YARN},
+    "ministral3-windowed": {"family": "ministral3", "window": 6, "rope": YARN | {"truncate": False}, "tied": True},
+    "ministral3-unequal-mscale": {"family": "ministral3", "rope": YARN | {"mscale_all_dim": 0.5}, "seed": 1},
+    "mixtral": {"experts": 4, "window": 6},
+    "mixtral-packed": {"experts": 8, "top_k": 3, "packed": True, "tied": True},
+    "mixtral-one-of-many": {"experts": 16, "top_k": 1, "dtype": "bfloat16", "shards": 3},
 }
 """One of each kind: keyword arguments of `tiny_checkpoint`."""
 
@@ -37,7 +58,9 @@ CHAT_TEMPLATE = (
 def tiny_checkpoint(
     folder: Path,
     *,
+    family: Literal["mistral", "ministral", "ministral3"] = "mistral",
     window: int = 0,
+    pattern: tuple[int, ...] | None = None,
     tied: bool = False,
     layers: int = 3,
     heads: int = 4,
@@ -48,28 +71,34 @@ def tiny_checkpoint(
     vocab_size: int = 320,
     theta: float = 1e4,
     max_positions: int = 512,
-    rope: Literal["old", "new"] = "new",
+    rope: Literal["old", "new"] | dict[str, Any] = "new",
     shards: int = 2,
     dtype: str = "float32",
     seed: int = 0,
     tokenizer: bool = False,
+    experts: int = 0,
+    top_k: int = 2,
+    packed: bool = False,
     config: dict[str, Any] | None = None,
 ) -> Path:
     """Writes a Hugging Face folder and returns it. The same arguments give the same bytes.
 
-    window 0 writes `sliding_window: null`; head_size None leaves `head_dim` out; rope chooses `rope_theta` (old) or
-    `rope_parameters` (new); shards 1 writes one model.safetensors; config overrides keys of config.json. tokenizer adds a
-    byte-level tokenizer (259 tokens) with a chat template.
+    window 0 writes `sliding_window: null`; pattern repeats over the layers as `layer_types`, 1 = sliding; head_size None
+    leaves `head_dim` out where a family derives it; rope chooses `rope_theta` (old) or `rope_parameters` (new, or these);
+    shards 1 writes one model.safetensors; config overrides keys of config.json. tokenizer adds a byte-level tokenizer (259
+    tokens) with a chat template. experts E makes a Mixtral of it, in the published layout or packed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = head_size or hidden_size // heads
     shapes = _shapes(layers, heads * size, kv_heads * size, hidden_size, intermediate_size, vocab_size, tied)
+    if experts:
+        shapes = _with_experts(shapes, experts, packed=packed)
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: _random(name, shape, generator).to(DTYPES[dtype]) for name, shape in shapes.items()}
     _save(folder, tensors, shards)
     written: dict[str, Any] = {
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
+        "model_type": family,
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
@@ -87,8 +116,16 @@ def tiny_checkpoint(
         "use_cache": True,
         "transformers_version": "4.57.0",
     }
-    written |= {"rope_theta": theta} if rope == "old" else {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
-    written |= {} if head_size is None else {"head_dim": head_size}
+    default = {"rope_type": "default", "rope_theta": theta}
+    written |= {"rope_theta": theta} if rope == "old" else {"rope_parameters": default if rope == "new" else rope}
+    written |= {} if head_size is None and family == "mistral" else {"head_dim": size}
+    if pattern is not None:
+        written["layer_types"] = [
+            "sliding_attention" if pattern[layer % len(pattern)] else "full_attention" for layer in range(layers)
+        ]
+    if experts:
+        written |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+        written |= {"num_local_experts": experts, "num_experts_per_tok": top_k, "router_aux_loss_coef": 0.02}
     write_json(folder / "config.json", written | (config or {}))
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     if tokenizer:
@@ -137,6 +174,25 @@ def _shapes(
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (hidden,)
     return shapes if tied else shapes | {"lm_head.weight": (vocab, hidden)}
+
+
+def _with_experts(shapes: dict[str, tuple[int, ...]], experts: int, *, packed: bool) -> dict[str, tuple[int, ...]]:
+    """The same model with a router and E experts in place of each MLP."""
+    replaced: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        prefix, _, part = name.partition(".mlp.")
+        if not part:
+            replaced[name] = shape
+        elif packed and part.startswith("gate_proj"):
+            replaced[f"{prefix}.mlp.gate.weight"] = (experts, shape[1])
+            replaced[f"{prefix}.mlp.experts.gate_up_proj"] = (experts, 2 * shape[0], shape[1])
+        elif packed and part.startswith("down_proj"):
+            replaced[f"{prefix}.mlp.experts.down_proj"] = (experts, *shape)
+        elif not packed:
+            moe, number = f"{prefix}.block_sparse_moe", {"gate_proj": 1, "down_proj": 2, "up_proj": 3}[part.split(".")[0]]
+            replaced[f"{moe}.gate.weight"] = (experts, shapes[f"{prefix}.mlp.gate_proj.weight"][1])
+            replaced |= {f"{moe}.experts.{e}.w{number}.weight": shape for e in range(experts)}
+    return replaced
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -29,9 +29,9 @@ def load_model(folder: Path) -> Model:
 
 
 def load_oracle(folder: Path) -> Any:
-    from transformers import MistralForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    return MistralForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Pair:
 
     @property
     def window(self) -> int:
-        return self.config.windows[0]
+        return max(self.config.windows)
 
     def no_past(self, batch: int) -> Past:
         empty = torch.empty(batch, self.config.num_kv_heads, 0, self.config.head_size)

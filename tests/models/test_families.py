@@ -1,4 +1,4 @@
-"""Logits against transformers' MistralForCausalLM, for every kind of checkpoint."""
+"""Logits against transformers' own models, for every kind of checkpoint of every family."""
 
 from dataclasses import replace
 from functools import cache
@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from alize.models import ministral3
 from alize.models.checkpoint import Checkpoint
-from alize.models.mistral import Config, Model, convert_weights
+from alize.models.mistral import Config, Model
+from alize.models.registry import family_for
 from tests.models.oracle import TOLERANCE, Pair, padded_inputs
 from tests.tiny import KINDS, tiny_checkpoint
 
@@ -32,22 +34,42 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 def test_kind_is_read_as_written(pair: Pair) -> None:
     theirs, ours = pair.oracle.config, pair.config
-    assert (ours.head_size, ours.rope_theta) == (theirs.head_dim, theirs.rope_parameters["rope_theta"])
-    assert set(ours.windows) == {theirs.sliding_window or 0}
+    head_size = theirs.head_dim or theirs.hidden_size // theirs.num_attention_heads
+    assert (ours.head_size, ours.rope_theta) == (head_size, theirs.rope_parameters["rope_theta"])
+    assert (ours.num_experts, ours.experts_per_token) == (
+        getattr(theirs, "num_local_experts", 0),
+        getattr(theirs, "num_experts_per_tok", 0),
+    )
+    kinds = getattr(theirs, "layer_types", None) or [None] * ours.num_layers
+    assert ours.windows == tuple(0 if kind == "full_attention" else theirs.sliding_window or 0 for kind in kinds)
     assert ours.max_positions == theirs.max_position_embeddings
 
 
 def test_parameter_names_are_hugging_face_names(pair: Pair) -> None:
-    assert {name: p.shape for name, p in pair.ours.named_parameters()} == {
-        name: p.shape for name, p in pair.oracle.named_parameters()
-    }
+    """But for the experts' gate and up, which transformers holds in one tensor."""
+    theirs = {name: tuple(p.shape) for name, p in pair.oracle.named_parameters()}
+    for name in [name for name in theirs if name.endswith(".gate_up_proj")]:
+        count, both, hidden = theirs.pop(name)
+        theirs |= {name.replace("gate_up", part): (count, both // 2, hidden) for part in ("gate", "up")}
+    assert {name: tuple(p.shape) for name, p in pair.ours.named_parameters()} == theirs
 
 
 def mistakes(config: Config) -> dict[str, Config]:
     """Configurations that load the same weights and are not the same model."""
-    window = config.windows[0]
+    window = max(config.windows)
     windows = [8] if window == 0 else [window + 1] if window == 1 else [window - 1, window + 1]
-    wrong = {f"window {value}": replace(config, windows=(value,) * config.num_layers) for value in windows}
+    wrong = {f"window {value}": replace(config, windows=tuple(w and value for w in config.windows)) for value in windows}
+    if window == 0:
+        wrong = {"a window": replace(config, windows=(8,) * config.num_layers)}
+    elif 0 in config.windows:
+        wrong["layers the other way round"] = replace(config, windows=config.windows[1:] + config.windows[:1])
+    if isinstance(config, ministral3.Config):
+        wrong["query scale"] = replace(config, query_beta=config.query_beta / 2)
+        wrong["later scale"] = replace(config, yarn=replace(config.yarn, original_max_positions=9))
+        wrong["attention factor"] = replace(config, yarn=replace(config.yarn, attention_factor=1.5))
+        wrong["truncate"] = replace(config, yarn=replace(config.yarn, truncate=not config.yarn.truncate))
+    if config.num_experts:
+        wrong["one expert more"] = replace(config, experts_per_token=config.experts_per_token + 1)
     return wrong | ({} if window == 1 else {"theta": replace(config, rope_theta=1.5 * config.rope_theta)})
 
 
@@ -58,7 +80,7 @@ def test_a_mistake_would_be_seen(pair: Pair) -> None:
     logits, _ = pair.ours(tokens, positions, mask, pair.no_past(1))
     assert logits.std() > 1
     for name, config in mistakes(pair.config).items():
-        model = Model(config)
+        model = type(pair.ours)(config)
         model.load_state_dict(pair.ours.state_dict())
         assert (model(tokens, positions, mask, pair.no_past(1))[0] - logits).abs().max() > 100 * TOLERANCE, name
 
@@ -180,13 +202,17 @@ def test_traced_program_computes_the_same_for_other_sizes(tmp_path: Path) -> Non
     torch.testing.assert_close(torch.cat(parts, 1)[mask.bool()], expected[mask.bool()], rtol=0, atol=TOLERANCE)
 
 
-def test_weights_are_one_to_one(pair: Pair) -> None:
-    weights = convert_weights(pair.config, Checkpoint.open(pair.folder))
+def test_every_parameter_has_its_sources(pair: Pair) -> None:
+    checkpoint = Checkpoint.open(pair.folder)
+    weights = family_for(checkpoint.config).convert_weights(pair.config, checkpoint)
     assert {name: weight.shape for name, weight in weights.items()} == {
         n: tuple(p.shape) for n, p in pair.ours.named_parameters()
     }
-    assert all(weight.sources == (name,) for name, weight in weights.items())
+    assert all(
+        weight.sources == (name,) for name, weight in weights.items() if ".mlp." not in name or not pair.config.num_experts
+    )
     assert ("lm_head.weight" in weights) != pair.config.tie_embeddings
+    assert {source for weight in weights.values() for source in weight.sources} == checkpoint.tensors.keys()
 
 
 def english(folder: Path, count: int) -> Tensor:
@@ -203,7 +229,7 @@ def english(folder: Path, count: int) -> Tensor:
 
 @pytest.mark.demo
 @torch.no_grad()
-@pytest.mark.parametrize("checkpoint", ["demo_checkpoint", "windowed_demo_checkpoint"])
+@pytest.mark.parametrize("checkpoint", ["demo_checkpoint", "windowed_demo_checkpoint", "mixtral_demo_checkpoint"])
 def test_demo_model(checkpoint: str, request: pytest.FixtureRequest) -> None:
     pair = Pair(request.getfixturevalue(checkpoint))
     total = 2 * (pair.window or 64) + 3
