@@ -21,6 +21,8 @@ from torch import Tensor
 
 from alize.errors import CorruptCheckpoint, SourceNotFound, UnsupportedModel
 from alize.models.multimodal import multimodal_architecture, text_config, text_tensors
+from alize.models.prequantised import KEY, dequantised, take_quantization
+from alize.models.tensor_info import Packed, TensorInfo
 
 __all__ = ["DTYPES", "Checkpoint", "TensorInfo", "Weight", "read_tensors"]
 
@@ -30,6 +32,7 @@ DTYPES = {  # safetensors' names; other dtypes never hold the weights of a float
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+PACKED_DTYPES = {"I32": torch.int32, "F8_E4M3": torch.float8_e4m3fn}  # of quantised weights, dequantised when they are read
 ITEM_SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2} | {
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
@@ -39,17 +42,6 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 COMPANIONS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "generation_config.json")
 PATH_KEYS = ("_name_or_path",)  # config keys that hold where a copy came from: not part of its identity
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor lies: `size` bytes of `file` from byte `start`, row-major, little-endian; dtype as safetensors names it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    file: Path
-    start: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,8 @@ class Checkpoint:
     """An opened folder: `folder`, `config` (config.json), `tensors` (by name), `companions` (files that travel with it).
 
     Of a multimodal checkpoint `config` and `tensors` are its text model's, named as in a checkpoint of that model alone, and
-    `multimodal` is the architecture that was taken apart; else it is None.
+    `multimodal` is the architecture that was taken apart; else it is None. Of a quantised one `tensors` are its floats, made when
+    they are read, `quantization` its quantization_config (not in `config`), and `stored_tensors` what the files hold.
     """
 
     def __init__(
@@ -95,6 +88,9 @@ class Checkpoint:
         self.multimodal = multimodal
         self.config = config
         self.tensors = tensors
+        self.stored_tensors = tensors
+        self.quantization: dict[str, Any] | None = None
+        self._packed: Mapping[str, Packed] = {}
         self._maps: dict[Path, np.memmap[Any, np.dtype[np.uint8]]] = {}
         self._identity: str | None = None
 
@@ -102,18 +98,22 @@ class Checkpoint:
     def open(cls, folder: Path) -> "Checkpoint":
         """Reads config.json and every shard's header.
 
-        Raises SourceNotFound (no such folder, no weights), UnsupportedModel (another layout, a quantised or unknown multimodal
-        checkpoint),
-        CorruptCheckpoint (a shard that is missing or shorter than its header says, an index that points nowhere).
+        Raises SourceNotFound (no such folder, no weights), UnsupportedModel (another layout, an unknown multimodal checkpoint,
+        a quantised one whose format is not known exactly), CorruptCheckpoint (a shard that is missing or shorter than its
+        header says, an index that points nowhere, packed tensors that contradict their quantization_config).
         """
         if not folder.is_dir():
             raise SourceNotFound(f"{folder}: no such folder; give a Hugging Face checkpoint folder or a hub id")
         config = _read_config(folder)
+        quantization = take_quantization(config)
         multimodal, tensors = multimodal_architecture(config), read_tensors(folder)
         if multimodal is not None:
             tensors = text_tensors(tensors)
             config = text_config(config, tensors)
-        return cls(folder, config, tensors, multimodal=multimodal)
+        checkpoint = cls(folder, config, tensors, multimodal=multimodal)
+        checkpoint.quantization = quantization
+        checkpoint.tensors, checkpoint._packed = dequantised(quantization, tensors, checkpoint._view)
+        return checkpoint
 
     @cached_property
     def companions(self) -> list[Path]:
@@ -122,35 +122,46 @@ class Checkpoint:
         return sorted(found)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor in its stored dtype, memory-mapped and read-only: no byte is read until it is used, none may be written."""
+        """The tensor in its stored dtype, memory-mapped and read-only: no byte is read until it is used, none may be written.
+
+        A quantised one is dequantised, into memory of its own. Raises CorruptCheckpoint for what its format has no number for.
+        """
+        if name in self._packed:
+            return self._packed[name].read(self._view)
         info = self.tensors[name]
         if info.dtype not in DTYPES:
             raise UnsupportedModel(f"tensor {name} is {info.dtype}; only {', '.join(DTYPES)} weights can be read")
+        return self._view(info)
+
+    def _view(self, info: TensorInfo) -> Tensor:
+        dtype = (DTYPES | PACKED_DTYPES)[info.dtype]
         data = self._bytes(info)
         if info.start % ITEM_SIZES[info.dtype]:  # written without aligning: torch cannot view it in place
             data = data.copy()
         # torch warns that it cannot mark a tensor read-only; a writable map would be counted as memory of ours
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return torch.from_numpy(data).view(DTYPES[info.dtype]).reshape(info.shape)
+            return torch.from_numpy(data).view(dtype).reshape(info.shape)
 
     def stored(self, weight: Weight) -> list[Tensor]:
         """What a parameter is made of, mapped, in the stored dtype: one tensor, or several to be stacked."""
-        parts = [self.tensor(name) for name in weight.sources]
+        return [self._source(weight, name) for name in weight.sources]
+
+    def _source(self, weight: Weight, name: str) -> Tensor:
+        part = self.tensor(name)
         if weight.index is not None:
-            parts = [part[weight.index] for part in parts]
-        if weight.rows is not None:
-            parts = [part[..., slice(*weight.rows), :] for part in parts]
-        return parts
+            part = part[weight.index]
+        return part if weight.rows is None else part[..., slice(*weight.rows), :]
 
     def read(self, weight: Weight, dtype: torch.dtype) -> Tensor:
         """A parameter in memory of its own: the sources converted to `dtype`, stacked when there are several."""
-        parts = self.stored(weight)
-        if len(parts) == 1:
-            return parts[0].to(dtype, copy=True, memory_format=torch.contiguous_format)
+        first = weight.sources[0]
+        if len(weight.sources) == 1:
+            mapped = first not in self._packed
+            return self._source(weight, first).to(dtype, copy=mapped, memory_format=torch.contiguous_format)
         stack = torch.empty(weight.shape, dtype=dtype)
-        for row, part in zip(stack, parts, strict=True):
-            row.copy_(part)  # converts: one source in memory at a time
+        for row, name in zip(stack, weight.sources, strict=True):
+            row.copy_(self._source(weight, name))  # converts: one source in memory at a time
         return stack
 
     def check_finite(self, name: str) -> None:
@@ -173,19 +184,21 @@ class Checkpoint:
         if self._identity is None:
             rows = []
             with ThreadPoolExecutor(max_workers=2) as pool:  # hashlib lets go of the GIL
-                names = sorted(self.tensors)
+                names = sorted(self.stored_tensors)
                 for name, digest in zip(names, pool.map(self._digest, names), strict=True):
-                    info = self.tensors[name]
+                    info = self.stored_tensors[name]
                     rows.append([name, info.dtype, list(info.shape), digest])
                     if advance is not None:
                         advance(info.size)
             config = {key: value for key, value in self.config.items() if key not in PATH_KEYS}
+            if self.quantization is not None:
+                config[KEY] = self.quantization
             identity = json.dumps([config, rows], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
             self._identity = hashlib.sha256(identity.encode()).hexdigest()
         return self._identity
 
     def _digest(self, name: str) -> str:
-        data = self._bytes(self.tensors[name]).data
+        data = self._bytes(self.stored_tensors[name]).data
         digest = hashlib.sha256()
         for start in range(0, len(data), CHUNK):
             digest.update(data[start : start + CHUNK])
@@ -208,15 +221,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
                 "only the Hugging Face layout is read: fetch config.json and model*.safetensors of the same model"
             )
         raise SourceNotFound(f"{folder} has no config.json; give a Hugging Face checkpoint folder")
-    config = _read_json(path)
-    quantization = config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-        raise UnsupportedModel(
-            f"{path}: quantization_config ({method}): alize reads float checkpoints only and quantises them itself; "
-            "give the original model"
-        )
-    return config
+    return _read_json(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ It has the functions that every back-end has; `open` reads a checkpoint folder i
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ def open(  # noqa: A001 - the name that every back-end gives it
     manifest: Manifest | None = None,  # noqa: ARG001 - a checkpoint has none
     device: str = "cpu",
     options: Mapping[str, str | int | bool] | None = None,  # noqa: ARG001
+    taps: Sequence[str] = (),  # noqa: ARG001 - a `Reference` is what says what happens inside
 ) -> "TorchEngine":
     """Loads a checkpoint folder. Raises the SourceErrors of `Checkpoint.open` and `convert_weights`, DeviceUnavailable."""
     if device not in devices():

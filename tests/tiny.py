@@ -129,7 +129,7 @@ def tiny_checkpoint(
     write_json(folder / "config.json", written | (config or {}))
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     if tokenizer:
-        _write_tokenizer(folder)
+        write_tokenizer(folder)
     return folder
 
 
@@ -217,7 +217,8 @@ def _save(folder: Path, tensors: dict[str, Tensor], shards: int) -> None:
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """Adds a byte-level tokenizer of 259 tokens with a chat template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     special = ["<unk>", "<s>", "</s>"]

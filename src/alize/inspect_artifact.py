@@ -77,7 +77,7 @@ def describe_report(report: Mapping[str, Any]) -> list[str]:
 def _source(manifest: Manifest) -> str:
     source = manifest.source
     where = f"{source.repo} at {source.commit}" if source.kind == "hub" else "a folder"
-    return f"{where}, {source.architecture}, sha256 {source.sha256[:12]}"
+    return f"{where}, {source.title}, sha256 {source.sha256[:12]}"
 
 
 def _model(manifest: Manifest) -> str:

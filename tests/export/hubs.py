@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alize.artifact.manifest import ModelInfo
 from alize.export.hub import export_hub, save
 from alize.models.checkpoint import Checkpoint, Weight
 from alize.models.mistral import Config, Model
 from alize.models.registry import family_for
+from alize.models.session import model_info
 from tests.tiny import tiny_checkpoint
 
 TOLERANCE = 1e-4  # on float32 logits, whose std is above 1 for the tiny checkpoints
@@ -38,6 +40,11 @@ class Tiny:
     @cached_property
     def config(self) -> Config:
         return family_for(self.checkpoint.config).config.from_dict(self.checkpoint.config)
+
+    def info(self, *, windows: Sequence[int] | None = None) -> ModelInfo:
+        """What the manifest says of the model; of so many layers, with other windows."""
+        info = model_info(self.config)
+        return info if windows is None else replace(info, windows=tuple(windows), layers=len(windows))
 
     @cached_property
     def saved(self) -> Path:

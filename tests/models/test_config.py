@@ -185,7 +185,7 @@ def test_values_of_no_sense(key: str, value: Any) -> None:
     assert "key/value heads" in str(error.value) or key in str(error.value)
 
 
-@pytest.mark.parametrize("model_type", [None, "llama", "mistral3", "ministral", 7, ["mistral"]])
+@pytest.mark.parametrize("model_type", [None, "llama", "mistral3", "mistral4", 7, ["mistral"]])
 def test_other_families_are_refused_by_name(model_type: Any) -> None:
     with pytest.raises(UnsupportedModel, match="model_type"):
         family_for({"model_type": model_type})
