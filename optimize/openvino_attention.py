@@ -9,9 +9,12 @@ node a layer. The mask of a windowed layer is written as
 
 because that is what the engine's own paged-attention pass (which openvino_genai runs on any model it opens) takes for a
 window; from any other mask it drops the window in silence. Masks are shared: one for each window size of the model.
+
+Where some layers have a window and others see everything, a runtime may forget in the first what it keeps in the second. So
+there a windowed mask is as wide as its own layers' cache, and takes so many columns from the end of attention_mask.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +28,13 @@ __all__ = ["HIDDEN_SCORE", "attention_conversion"]
 HIDDEN_SCORE = float(np.finfo(np.float32).min)
 
 
-def attention_conversion() -> Callable[[Any], list[Any]]:
-    """The conversion that `openvino.frontend.onnx.ConversionExtension` calls for each node; masks are kept between calls."""
+def attention_conversion(windows: Sequence[int]) -> Callable[[Any], list[Any]]:
+    """The conversion that `openvino.frontend.onnx.ConversionExtension` calls for each node; masks are kept between calls.
+
+    windows: of each layer, 0 = full attention.
+    """
     masks: dict[int, Any] = {}
+    mixed = 0 in windows and any(windows)
 
     def convert(context: Any) -> list[Any]:
         from openvino import opset13 as ops
@@ -35,9 +42,9 @@ def attention_conversion() -> Callable[[Any], list[Any]]:
         query, key, value, past_key, past_value, padding = (context.get_input(index) for index in range(6))
         window = context.get_attribute("window")
         scale = context.get_attribute("scale")
-        if window not in masks:
-            masks[window] = _mask(query, padding, window)
         present_key = ops.concat([past_key, key], 2)
+        if window not in masks:
+            masks[window] = _mask(query, _last_columns(padding, present_key) if mixed and window else padding, window)
         present_value = ops.concat([past_value, value], 2)
         attended = ops.scaled_dot_product_attention(
             query,
@@ -78,6 +85,15 @@ def _static(value: Any, axis: int) -> int:
     if dimension.is_dynamic:
         raise LoweringFailed(f"openvino_attention: axis {axis} of {value.get_partial_shape()} is dynamic; heads must be static")
     return int(dimension.get_length())
+
+
+def _last_columns(padding: Any, present_key: Any) -> Any:
+    """[B,P+S] -> [B,T]: attention_mask for the T = present_key.shape[2] positions that these layers still have, the latest."""
+    from openvino import opset13 as ops
+
+    number = ops.gather(ops.shape_of(present_key, "i64"), ops.constant(np.array([2], np.int64)), ops.constant(np.int64(0)))
+    last, step, axis = (ops.constant(np.array([value], np.int64)) for value in (np.iinfo(np.int64).max, 1, 1))
+    return ops.slice(padding, ops.negative(number), last, step, axis)
 
 
 def _mask(query: Any, padding: Any, window: int) -> Any:

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from alize.errors import LoweringFailed
 
-__all__ = ["execution_layers", "mask_windows", "one_line", "paged_windows"]
+__all__ = ["compile_ir", "execution_kinds", "execution_layers", "mask_windows", "one_line", "paged_windows"]
 
 _LAYER = re.compile(r"layers\.(\d+)\.self_attn")
 _PARTS = {  # what each layer must have in the compiled graph: operator, the name that the hub gave the node
@@ -86,20 +86,35 @@ def _evaluate(node: Any) -> int:
     raise LoweringFailed(f"paged attention's window is computed by {node.get_type_name()}, not constant")
 
 
-def execution_layers(path: Path) -> dict[str, set[int]]:
-    """Part of a layer -> the layers that have it, fused, in the graph that the CPU plugin runs. Raises LoweringFailed."""
+def compile_ir(path: Path, *, outputs: Sequence[str] = ()) -> Any:
+    """The IR on the CPU plugin, in float32; with outputs more than it has, it counts what runs. Raises LoweringFailed."""
     import openvino
 
+    core = openvino.Core()
+    model = core.read_model(path)
+    known = {name for node in model.get_ops() for value in node.outputs() for name in value.get_names()}
+    if missing := [name for name in outputs if name not in known]:
+        raise LoweringFailed(f"the model has no tensor {missing[0]}: which experts its router chooses cannot be seen")
+    model.add_outputs(list(outputs))
     try:
-        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": bool(outputs)})
     except RuntimeError as error:
         raise LoweringFailed(f"openvino {openvino.__version__} cannot compile the model: {one_line(error)}") from error
-    kinds: dict[str, str] = {}  # what became of each node of the IR
+
+
+def execution_kinds(compiled: Any) -> dict[str, str]:
+    """Name of a node of the IR -> what became of it in the graph that the CPU plugin runs."""
+    kinds: dict[str, str] = {}
     for node in compiled.get_runtime_model().get_ops():
         kind = _info(node, "layerType")
         if kind == "ScaledDotProductAttention" and not _is_stateful(node):
             kind = "ScaledDotProductAttention without its state"
         kinds |= dict.fromkeys(_info(node, "originalLayersNames").split(","), kind)
+    return kinds
+
+
+def execution_layers(kinds: dict[str, str]) -> dict[str, set[int]]:
+    """Part of a layer -> the layers that have it, fused. kinds: see `execution_kinds`."""
     layers: dict[str, set[int]] = {}
     for part, (expected, pattern) in _PARTS.items():
         name = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))

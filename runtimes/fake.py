@@ -10,7 +10,7 @@ Layer l caches mix(state[l, j]) for every j, as a transformer caches keys and va
 wrong absolute position or a stale entry changes every logit; the way an append is cut into chunks changes none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ def open(  # noqa: A001  the name that every back-end gives it
     manifest: Manifest,
     device: str,  # noqa: ARG001
     options: Mapping[str, str | int | bool],  # noqa: ARG001
+    taps: Sequence[str] = (),  # noqa: ARG001  it has no tensors
 ) -> "FakeEngine":
     """A model with the manifest's layers, windows and vocabulary. No file is read."""
     return FakeEngine(manifest.model)

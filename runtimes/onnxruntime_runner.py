@@ -3,9 +3,12 @@
 The graph takes rows of unequal lengths by its attention mask (row b holds mask[b].sum() tokens, padded on the right), but the
 engine's kernel refuses a batch with a past when S > 1: such a step runs row by row, on views of the row's own buffers.
 A decode step (one token for every row) runs as one batch.
+
+Where only some layers have a window, those forget and the others do not: the mask counts all tokens, and the graph's input
+`num_evicted` says how many of each row's first ones the layers with a window have forgotten.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import ArtifactError, BackendUnavailable
+from alize.runtimes.taps import Taps, with_outputs
 
 __all__ = ["MODEL_FILE", "OnnxRuntimeEngine", "OnnxRuntimeRunner", "available", "devices", "fingerprint", "open"]
 
@@ -49,6 +53,7 @@ def open(  # noqa: A001 - the name that every back-end module has
     manifest: Manifest,
     device: str,  # noqa: ARG001 - there is one
     options: Mapping[str, str | int | bool],
+    taps: Sequence[str] = (),
 ) -> "OnnxRuntimeEngine":
     """Read the artifact's graph. Options: `threads` (0 = one a physical core). Raises ArtifactError, BackendUnavailable."""
     why = available()
@@ -60,41 +65,53 @@ def open(  # noqa: A001 - the name that every back-end module has
     settings.log_severity_level = 3  # it warns of num_logits_to_keep, an input with a default on purpose
     settings.intra_op_num_threads = int(options.get("threads", 0))
     try:
-        session = onnxruntime.InferenceSession(folder / MODEL_FILE, settings, providers=["CPUExecutionProvider"])
+        graph: Path | bytes = folder / MODEL_FILE
+        if taps:
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            graph = with_outputs((folder / MODEL_FILE).read_bytes(), taps)
+        session = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ArtifactError(f"{folder / MODEL_FILE}: onnxruntime {onnxruntime.__version__} cannot read it: {error}") from error
-    return OnnxRuntimeEngine(session, manifest.model)
+    return OnnxRuntimeEngine(session, manifest.model, taps)
 
 
 class OnnxRuntimeEngine:
     """One inference session; its runs are thread-safe, so that runners share it."""
 
-    def __init__(self, session: Any, info: ModelInfo) -> None:
+    def __init__(self, session: Any, info: ModelInfo, taps: Sequence[str] = ()) -> None:
         self.session = session
         self.info = info
+        self._taps = taps
 
     def runner(self, batch: int) -> "OnnxRuntimeRunner":
-        return OnnxRuntimeRunner(self.session, self.info, batch)
+        return OnnxRuntimeRunner(self.session, self.info, batch, self._taps)
 
     def close(self) -> None:
         self.session = None
 
 
 class OnnxRuntimeRunner:
-    """Caches float32 [B,K,capacity,D], key and value of each layer; row b's tokens are the first `filled[b]` of its row."""
+    """Caches float32 [B,K,capacity,D], key and value of each layer; row b's tokens are the first `filled[b]` of its row.
 
-    def __init__(self, session: Any, info: ModelInfo, batch: int) -> None:
+    In a model that mixes windows and full attention the layers with a window hold the last `filled[b] - evicted[b]` of them.
+    """
+
+    def __init__(self, session: Any, info: ModelInfo, batch: int, taps: Sequence[str] = ()) -> None:
+        self.taps = Taps(taps, batch)
         self._session = session
         self._info = info
+        self._mixed = 0 in info.windows and any(info.windows)
         self._filled = np.zeros(batch, np.int64)
+        self._evicted = np.zeros(batch, np.int64)
         self._names = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
+        self._windowed = [window > 0 for window in info.windows for _ in ("key", "value")]
         self._caches = [self._allocate(batch, 0) for _ in self._names]
 
     def step(
         self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], keep: int
     ) -> NDArray[np.float32]:
         batch, new = tokens.shape
-        self._reserve(int((self._filled + lengths).max()))
+        self._reserve(lengths)
         if batch == 1 or (new == 1 and lengths.min() == 1):
             logits = self._run(slice(0, batch), tokens, positions, keep)
         else:
@@ -120,9 +137,10 @@ class OnnxRuntimeRunner:
             "position_ids": positions[:, None] + np.arange(new, dtype=np.int64),
             "attention_mask": (np.arange(int(totals.max())) < totals[:, None]).astype(np.int64),
             "num_logits_to_keep": np.array([keep], np.int64),
-        }
+        } | ({"num_evicted": self._evicted[rows]} if self._mixed else {})
         binding = self._session.io_binding()
-        binding.bind_output("logits")
+        for name in ("logits", *self.taps.names):
+            binding.bind_output(name)
         for name, array in inputs.items():  # as OrtValue: to bind_cpu_input an input with a default is "not found"
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         for name, cache in zip(self._names, self._caches, strict=True):
@@ -131,41 +149,51 @@ class OnnxRuntimeRunner:
             binding.bind_input(f"past_key_values.{name}", *place)
             binding.bind_output(f"present.{name}", *place)
         self._session.run_with_iobinding(binding)
-        logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()
+        outputs = binding.get_outputs()
+        if self.taps.names:
+            values = [output.numpy() for output in outputs[1 : 1 + len(self.taps.names)]]
+            self.taps.add(values, np.full(len(totals), new), first=rows.start)
+        logits: NDArray[np.float32] = outputs[0].numpy()
         return logits
 
     def drop_last(self, n: int) -> None:
         self._filled -= n
 
     def evict(self, keep: int) -> None:
-        """One length a row serves every layer, so that a model which mixes windows and full attention keeps all it has."""
-        if 0 in self._info.windows:
+        if not any(self._windowed):
             return
-        for b, filled in enumerate(self._filled.tolist()):
-            if filled > keep:
-                for cache in self._caches:
-                    cache[b, :, :keep] = cache[b, :, filled - keep : filled].copy()
-        self._filled = np.minimum(self._filled, keep)
+        cached = self._filled - self._evicted
+        for b, count in enumerate(cached.tolist()):
+            if count > keep:
+                for cache, windowed in zip(self._caches, self._windowed, strict=True):
+                    if windowed:
+                        cache[b, :, :keep] = cache[b, :, count - keep : count].copy()
+        forgotten = np.maximum(cached - keep, 0)
+        if self._mixed:
+            self._evicted += forgotten
+        else:
+            self._filled -= forgotten
 
     def cached(self) -> int:
-        return int(self._filled.max())
+        return int((self._filled - self._evicted).max())
 
     def reset(self) -> None:
         self._filled[:] = 0
+        self._evicted[:] = 0
 
     def close(self) -> None:
         self._caches = []
 
-    def _reserve(self, needed: int) -> None:
-        """Makes every buffer hold `needed` positions, growing by half at least: a token is copied O(1) times."""
-        old = self._caches[0].shape[2]
-        if needed <= old:
-            return
-        capacity = max(needed, old + old // 2, old + _GROWTH)
-        for index, cache in enumerate(self._caches):
-            grown = self._allocate(len(self._filled), capacity)
-            grown[:, :, :old] = cache
-            self._caches[index] = grown
+    def _reserve(self, lengths: NDArray[np.int64]) -> None:
+        """Makes every buffer hold lengths[b] more of row b, growing by half at least: a token is copied O(1) times."""
+        everything = int((self._filled + lengths).max())
+        kept = int((self._filled - self._evicted + lengths).max())
+        for index, (cache, windowed) in enumerate(zip(self._caches, self._windowed, strict=True)):
+            old, needed = cache.shape[2], kept if windowed else everything
+            if needed > old:
+                grown = self._allocate(len(self._filled), max(needed, old + old // 2, old + _GROWTH))
+                grown[:, :, :old] = cache
+                self._caches[index] = grown
 
     def _allocate(self, batch: int, capacity: int) -> NDArray[np.float32]:
         return np.zeros((batch, self._info.key_value_heads, capacity, self._info.head_size), np.float32)

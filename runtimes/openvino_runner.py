@@ -1,11 +1,11 @@
-"""OpenVINO on the CPU: the stateful graph, one infer request a session.
+"""OpenVINO on a CPU or an Intel GPU: the stateful graph, one infer request a session.
 
 The cache is the request's state [B,K,slots,D], rows aligned on the right. A step of unequal lengths appends the chunk as it
 comes, padded on the right; causality hides the padding from every real token. Afterwards each row is moved right over its
-padding, so that the slots of a row are again: padding, then its tokens without a gap.
+padding, so that the slots of a row are again: padding, then its tokens without a gap. See `Caches`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import ArtifactError, BackendUnavailable
+from alize.runtimes.openvino_states import Caches
+from alize.runtimes.openvino_warm_up import add_expert_bias, no_bias, warm_up
+from alize.runtimes.taps import Taps
 
 __all__ = ["MODEL_FILE", "OpenVinoEngine", "OpenVinoRunner", "available", "compile_properties", "devices", "fingerprint", "open"]
 
@@ -33,16 +36,19 @@ def devices() -> list[str]:
     """The devices of this machine that artifacts can name."""
     import openvino
 
-    return [device.lower() for device in openvino.Core().available_devices if device == "CPU"]
+    return [device.lower() for device in openvino.Core().available_devices if device.split(".")[0] in ("CPU", "GPU")]
 
 
 def fingerprint(device: str) -> dict[str, str]:
-    """What tells this device from another: the engine's version and the processor."""
+    """What tells this device from another: the engine's version and the processor, or the graphics unit with its driver."""
     import openvino
 
     from alize.runtimes.processor import processor_name
 
-    return {"backend": "openvino", "version": openvino.__version__, "device": device, "name": processor_name()}
+    name = processor_name()
+    if device != "cpu":
+        name = str(openvino.Core().get_property(device.upper(), "FULL_DEVICE_NAME"))
+    return {"backend": "openvino", "version": openvino.__version__, "device": device, "name": name}
 
 
 def compile_properties(options: Mapping[str, str | int | bool]) -> dict[str, str | int]:
@@ -62,9 +68,10 @@ def compile_properties(options: Mapping[str, str | int | bool]) -> dict[str, str
 
 
 def open(  # noqa: A001 - the name that every back-end module has
-    folder: Path, manifest: Manifest, device: str, options: Mapping[str, str | int | bool]
+    folder: Path, manifest: Manifest, device: str, options: Mapping[str, str | int | bool], taps: Sequence[str] = ()
 ) -> "OpenVinoEngine":
-    """Compile the graph for the device. Options: see `compile_properties`. Raises ArtifactError, BackendUnavailable."""
+    """Compile the graph for the device, and run every expert once. Options: see `compile_properties`. Raises ArtifactError,
+    BackendUnavailable."""
     why = available()
     if why is not None:
         raise BackendUnavailable(f"openvino cannot be imported ({why}): pip install 'alize[openvino]'")
@@ -74,10 +81,15 @@ def open(  # noqa: A001 - the name that every back-end module has
     try:
         model = core.read_model(folder / MODEL_FILE)
         _slice_before_head(model)
+        if manifest.model.experts:
+            add_expert_bias(model, manifest.model)
+        model.add_outputs(list(taps))
         compiled = core.compile_model(model, device.upper(), compile_properties(options))
+        if manifest.model.experts:
+            warm_up(compiled, manifest.model)
     except RuntimeError as error:
         raise ArtifactError(f"{folder / MODEL_FILE}: openvino {openvino.__version__} cannot compile it: {error}") from error
-    return OpenVinoEngine(compiled, manifest.model)
+    return OpenVinoEngine(compiled, manifest.model, taps)
 
 
 def _slice_before_head(model: Any) -> None:
@@ -99,26 +111,26 @@ def _slice_before_head(model: Any) -> None:
 class OpenVinoEngine:
     """One compiled model; each runner is an infer request with a state of its own."""
 
-    def __init__(self, compiled: Any, info: ModelInfo) -> None:
+    def __init__(self, compiled: Any, info: ModelInfo, taps: Sequence[str] = ()) -> None:
         self.compiled = compiled
         self.info = info
+        self._taps = taps
 
     def runner(self, batch: int) -> "OpenVinoRunner":
-        return OpenVinoRunner(self.compiled.create_infer_request(), self.info, batch)
+        return OpenVinoRunner(self.compiled.create_infer_request(), self.info, batch, self._taps)
 
     def close(self) -> None:
         self.compiled = None
 
 
 class OpenVinoRunner:
-    """The state of B rows: `slots` cached positions, of which the last `filled[b]` are row b's tokens."""
+    """The state of B rows on one infer request."""
 
-    def __init__(self, request: Any, info: ModelInfo, batch: int) -> None:
+    def __init__(self, request: Any, info: ModelInfo, batch: int, taps: Sequence[str] = ()) -> None:
+        self.taps = Taps(taps, batch)
         self._request = request
-        self._info = info
-        self._filled = np.zeros(batch, np.int64)
-        self._slots = 0
-        self._rows = np.arange(batch, dtype=np.int32)
+        self._caches = Caches(request.query_state(), info.windows, batch)
+        self._fixed = {"beam_idx": np.arange(batch, dtype=np.int32)} | no_bias(info)
 
     def step(
         self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], keep: int
@@ -126,14 +138,10 @@ class OpenVinoRunner:
         new = tokens.shape[1]
         first = max(int(lengths.min()) - keep, 0) if keep else 0  # the first position that some row wants logits of
         logits = self._infer(tokens, lengths, positions, new - first)
-        self._filled += lengths
-        self._slots += new
-        padding = new - lengths
-        if padding.any():
-            self._align(padding)
+        self._caches.append(new, lengths)
         if not keep:
             return _blank(logits, lengths)
-        if not padding.any():
+        if lengths.min() == new:
             return logits
         last = np.maximum(lengths[:, None] - keep + np.arange(keep) - first, 0)  # what a short row lacks is never read
         return np.take_along_axis(logits, last[:, :, None], axis=1)
@@ -142,62 +150,35 @@ class OpenVinoRunner:
         self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], count: int
     ) -> NDArray[np.float32]:
         new = tokens.shape[1]
-        past = np.arange(self._slots) >= (self._slots - self._filled)[:, None]
+        cache = self._caches.longest
+        past = np.arange(cache.slots) >= (cache.slots - cache.filled)[:, None]
         chunk = np.arange(new) < lengths[:, None]
         feeds = {
             "input_ids": tokens,
             "position_ids": positions[:, None] + np.arange(new, dtype=np.int64),
             "attention_mask": np.concatenate([past, chunk], axis=1).astype(np.int64),
-            "beam_idx": self._rows,
             "num_logits_to_keep": np.array([count], np.int64),
-        }
+        } | self._fixed
         result = self._request.infer(feeds, share_inputs=True, share_outputs=True)
+        if self.taps.names:
+            self.taps.add([np.asarray(result[name]) for name in self.taps.names], lengths)
         return np.array(result["logits"])  # a copy: the request writes its next output to the same place
 
-    def _align(self, padding: NDArray[np.int64]) -> None:
-        """Moves each row right over its padding and drops the slots that are padding in every row."""
-        needed = int(self._filled.max())
-
-        def moved(cache: NDArray[Any]) -> NDArray[Any]:
-            aligned = np.zeros((*cache.shape[:2], needed, cache.shape[3]), cache.dtype)
-            for b, (filled, skip) in enumerate(zip(self._filled.tolist(), padding.tolist(), strict=True)):
-                end = cache.shape[2] - skip
-                aligned[b, :, needed - filled :] = cache[b, :, end - filled : end]
-            return aligned
-
-        self._edit(moved)
-        self._slots = needed
-
     def drop_last(self, n: int) -> None:
-        self._filled -= n
-        self._slots -= n
-        self._edit(lambda cache: cache[:, :, : self._slots])
+        self._caches.drop_last(n)
 
     def evict(self, keep: int) -> None:
-        """A model that mixes windows and full attention keeps all it has: its layers share one attention mask."""
-        if 0 in self._info.windows or self._slots <= keep:
-            return
-        self._slots = keep
-        self._filled = np.minimum(self._filled, keep)
-        self._edit(lambda cache: cache[:, :, cache.shape[2] - keep :])
-
-    def _edit(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
-        """Rewrites every layer's keys and values. Exact for f32 and f16 caches, the only ones a configuration names."""
-        import openvino
-
-        for variable in self._request.query_state():
-            variable.state = openvino.Tensor(np.ascontiguousarray(change(variable.state.data)))
+        self._caches.evict(keep)
 
     def cached(self) -> int:
-        return int(self._filled.max())
+        return self._caches.cached()
 
     def reset(self) -> None:
-        self._filled[:] = 0
-        self._slots = 0
+        self._caches.clear()
         self._request.reset_state()
 
     def close(self) -> None:
-        self._request = None
+        del self._caches, self._request
 
 
 def _blank(logits: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float32]:

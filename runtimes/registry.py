@@ -7,7 +7,7 @@ before it is asked for. Another back-end joins by an entry in a dict passed to `
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -65,8 +65,13 @@ class BackendModule(Protocol):
         """What tells this device from another one that might answer otherwise: its model, the engine's version."""
         ...
 
-    def open(self, folder: Path, manifest: Manifest, device: str, options: Mapping[str, str | int | bool]) -> Engine:
-        """Compile or read the artifact for the device, under a runtime configuration's options."""
+    def open(
+        self, folder: Path, manifest: Manifest, device: str, options: Mapping[str, str | int | bool], taps: Sequence[str] = ()
+    ) -> Engine:
+        """Compile or read the artifact for the device, under a runtime configuration's options.
+
+        taps: names of tensors of the graph whose values the runners keep, in their attribute `taps` (see `Taps`).
+        """
         ...
 
 

@@ -1,5 +1,6 @@
 """What every back-end must do, through Session: one suite for all of them. See backends.py."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -124,6 +125,23 @@ def test_decode_far_beyond_the_window_in_constant_memory(subject: Subject) -> No
             assert_same(subject, long.append(row[None, at : at + 1])[0, 0], expected[at])
     assert capacity is None or runner.most <= capacity
     assert capacity is not None or runner.most == len(row)
+
+
+def test_only_layers_that_see_everything_hold_more_and_more(subject: Subject) -> None:
+    """Layer by layer, in the engine's own memory: one whose size grows in steps has taken its first step by then."""
+    info = dataclasses.replace(subject.info, max_positions=1000)
+    runner = subject.runner(1)
+    sizes = []
+    with Session(runner, info, batch=1, chunk=CHUNK, slack=SLACK) as long:
+        for part in np.split(tokens(900), 3):
+            long.append(part[None])
+            sizes.append(subject.held(runner))
+    for layer, window in enumerate(info.windows):
+        first, *_, last = (held[layer] for held in sizes)
+        if window:
+            assert first <= 256 and last <= max(first, long.limits.capacity or 0)
+        else:
+            assert first >= 300 and last >= 900
 
 
 def test_a_token_sees_its_windows_and_no_more(subject: Subject) -> None:
