@@ -96,6 +96,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", type=_weights, metavar="TYPE", help="fp32, fp16 or bf16 (default: what the checkpoint holds)"
     )
+    parser.add_argument(
+        "--experts", choices=("apart", "tiled"), help="form of a mixture of experts (default: what suits the device)"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")
     parser.add_argument("--force", action="store_true", help="replace an artifact that is there, once the new one is sealed")
     _add_budget(parser)

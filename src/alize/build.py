@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alize import __version__
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, ModelInfo, Source, Target, Validation
-from alize.compilers import Compiler, compiler_for, normal_weights
+from alize.compilers import Compiler, compiler_for, lowering_options, weights_for
 from alize.errors import ValidationFailed
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
@@ -35,6 +35,7 @@ def build(
     target: str,
     device: str = "cpu",
     weights: str | None = None,
+    experts: str | None = None,
     revision: str | None = None,
     budget_seconds: float = DEFAULT_BUDGET_SECONDS,
     budget: Budget | None = None,
@@ -44,7 +45,8 @@ def build(
     """Compiles `source` for `target`, validates the result against PyTorch and seals it as the folder `output`.
 
     source: a Hugging Face checkpoint folder or a hub id (with `revision`). weights: fp32, fp16 or bf16, by default what the
-    checkpoint holds. budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it
+    checkpoint holds. experts: the form that a mixture of experts is lowered to, apart or tiled, by default what suits the
+    device. budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it
     (verdict "partial", which `load` refuses). budget: what each kind of difference may be. force: replace an artifact.
 
     Raises UsageError, SourceError, BuildError, BackendUnavailable; ValidationFailed when the artifact does not say what
@@ -53,16 +55,18 @@ def build(
     progress = progress or SilentProgress()
     compiler = compiler_for(target)
     module = backend_module(target)
-    check_device(target, module, device)
+    plan = compiler.plan(device)
+    check_device(target, module, plan.proof)
     resolved = resolve(source, revision=revision, progress=reporter(progress))
     checkpoint = Checkpoint.open(resolved.folder)
     weights_of(checkpoint)  # what can't be expressed is refused before any work is done
-    stored = stored_as(checkpoint) if weights is None else normal_weights(weights)
+    stored = weights_for(plan, device, asked=weights, stored=stored_as(checkpoint))
+    lowering_options(compiler, model_info(checkpoint), device=device, experts=experts)
     record = BuildRecord()
     with Building(output, overwrite=force) as building:
         progress.stage("hash the checkpoint", total_bytes=sum(tensor.size for tensor in checkpoint.tensors.values()))
         checkpoint.sha256(advance=progress.advance)
-        draft = draft_manifest(checkpoint, compiler, device=device, weights=stored, origin=resolved)
+        draft = draft_manifest(checkpoint, compiler, device=device, weights=stored, experts=experts, origin=resolved)
         draft = _compile(building.folder, draft, checkpoint, compiler, progress=progress, record=record)
         with record.timed("validate"):
             outcome = validate_folder(
@@ -79,7 +83,7 @@ def build(
         (building.folder / BUILD_RECORD).write_text(record.to_json(), encoding="utf-8")
         progress.stage("seal", total_bytes=sum(_sizes(building.folder).values()))
         manifest = building.seal(draft, unsealed=(BUILD_RECORD,), advance=progress.advance)
-    if manifest.validation.verdict == "pass":  # this device needs no replay: the whole validation ran on it
+    if manifest.validation.verdict == "pass" and plan.proof == device:  # no replay needed: the whole validation ran on it
         state = DeviceState(manifest.digest, module.fingerprint(device))
         state.record_verdict(manifest.configurations[0].name, DeviceVerdict("pass"))
     return manifest
@@ -97,15 +101,24 @@ def model_info(checkpoint: Checkpoint) -> ModelInfo:
 
 
 def draft_manifest(
-    checkpoint: Checkpoint, compiler: Compiler, *, device: str, weights: str, origin: Resolved | None = None
+    checkpoint: Checkpoint,
+    compiler: Compiler,
+    *,
+    device: str,
+    weights: str,
+    experts: str | None = None,
+    origin: Resolved | None = None,
 ) -> Manifest:
-    """The manifest as far as the checkpoint decides it: no passes, no structure, no verdict yet."""
+    """The manifest as far as the checkpoint decides it: no passes, no structure, no verdict yet. Raises UsageError for a form
+    of experts that the target or the model has not."""
     info = model_info(checkpoint)
     family = family_for(checkpoint.config)
     config = family.config.from_dict(checkpoint.config)
     resolved = origin or Resolved("folder", checkpoint.folder)
     named = resolved.repo or "SOURCE"
     revision = f" --revision {resolved.commit}" if resolved.commit else ""
+    options = lowering_options(compiler, info, device=device, experts=experts)
+    chosen = "".join(f" --{name} {value}" for name, value in options.items())
     return Manifest(
         alize=__version__,
         source=Source(
@@ -118,10 +131,12 @@ def draft_manifest(
             config=dataclasses.asdict(config),
         ),
         model=info,
-        target=Target(compiler.target, device, weights, {}, compiler.versions(), (), {}),
-        configurations=compiler.configurations,
+        target=Target(compiler.target, device, weights, options, compiler.versions(), (), {}),
+        configurations=compiler.plan(device).configurations,
         validation=Validation("device-validated", "partial", (), {}, (), {}),
-        rebuild=f"alize build {named}{revision} --target {compiler.target} --device {device} --weights {weights} -o FOLDER",
+        rebuild=(
+            f"alize build {named}{revision} --target {compiler.target} --device {device} --weights {weights}{chosen} -o FOLDER"
+        ),
     )
 
 
@@ -134,10 +149,10 @@ def _compile(
         hub = export_hub(checkpoint)
     with record.timed("lower"):
         progress.stage(f"lower to {compiler.target}")
-        passes = compiler.lowering.lower(hub, folder, weights=draft.target.weights)
+        passes = compiler.lowering.lower(hub, folder, weights=draft.target.weights, options=draft.target.options)
     with record.timed("inspect"):
         progress.stage("inspect the compiled graph")
-        structure = compiler.lowering.check_structure(folder, draft.model.windows)
+        structure = compiler.lowering.check_structure(folder, draft.model, draft.target.options)
     with record.timed("companions"):
         _copy_companions(checkpoint, folder)
         compiler.companion.write(checkpoint, folder)
@@ -145,10 +160,11 @@ def _compile(
 
 
 def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    """config.json, tokenizer and what else travels with a model; the text model's own config.json of a multimodal one."""
+    """config.json, tokenizer and what else travels with a model; of a multimodal or quantised one the config.json of the float
+    text model that was built."""
     for path in checkpoint.companions:
         shutil.copyfile(path, folder / path.name)
-    if checkpoint.multimodal is None:
+    if checkpoint.multimodal is None and checkpoint.quantization is None:
         shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
     else:
         text = json.dumps(checkpoint.config, indent=2, sort_keys=True)

@@ -27,6 +27,7 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
             output=output,
             target=options.target,
             device=options.device,
+            experts=options.experts,
             revision=options.revision,
             budget_seconds=options.validation_budget,
             force=options.force,

@@ -1,14 +1,14 @@
 """The targets that `alize build` knows: one entry each, named modules imported when they are asked for."""
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from alize.artifact.manifest import Configuration
+from alize.artifact.manifest import Configuration, ModelInfo
 from alize.errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from alize.models.checkpoint import Checkpoint
 
-__all__ = ["COMPILERS", "WEIGHTS", "Compiler", "compiler_for", "normal_weights"]
+__all__ = ["COMPILERS", "WEIGHTS", "Compiler", "DevicePlan", "compiler_for", "lowering_options", "normal_weights"]
 
 WEIGHTS = ("fp32", "fp16", "bf16")
 _ALIASES = MappingProxyType({"f32": "fp32", "f16": "fp16"})
@@ -29,8 +29,10 @@ _NOT_YET = ("int8", "int4")
 class Lowering(Protocol):
     """Module `alize.optimize.lower_{target}`."""
 
-    def lower(self, hub: "ir.Model", folder: Path, *, weights: str) -> tuple[str, ...]: ...
-    def check_structure(self, folder: Path, windows: Sequence[int]) -> dict[str, Any]: ...
+    def lower(
+        self, hub: "ir.Model", folder: Path, *, weights: str, options: Mapping[str, str] = ...
+    ) -> tuple[str, ...]: ...
+    def check_structure(self, folder: Path, info: ModelInfo, options: Mapping[str, str]) -> dict[str, Any]: ...
 
 
 class Probe(Protocol):
@@ -40,6 +42,9 @@ class Probe(Protocol):
     def residual_stream(
         self, folder: Path, tokens: "NDArray[np.int64]", names: list[str]
     ) -> dict[str, "NDArray[np.float32]"]: ...
+    def cut_experts(
+        self, folder: Path, layer: int, hidden: "NDArray[np.float32]"
+    ) -> "tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]": ...
 
 
 class Companion(Protocol):
@@ -49,16 +54,44 @@ class Companion(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DevicePlan:
+    """What a target does for one kind of device.
+
+    proof: the device that the artifact is validated on: itself, or one that runs the same graph where the build machine needs
+    not have it ("graph-validated").   configurations: what `load` may run, the first by default.   weights: the precisions that
+    it takes, the first where the checkpoint's own is not among them.   experts: the form of a mixture of experts that is taken
+    unless another is asked for.
+    """
+
+    proof: str
+    configurations: tuple[Configuration, ...]
+    weights: tuple[str, ...]
+    experts: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compiler:
     """One target. accuracy: options of the engine's exact mode, what compile fidelity is measured in.
 
-    configurations: what `load` may run, the first by default.   packages: whose versions go into the manifest.
+    devices: by name.   refused: devices that users would expect, and why not.   packages: whose versions go into the manifest.
+    experts: the forms that it lowers a mixture of experts to.
     """
 
     target: str
     accuracy: Mapping[str, str | int | bool]
-    configurations: tuple[Configuration, ...]
+    devices: Mapping[str, DevicePlan]
+    refused: Mapping[str, str]
     packages: tuple[str, ...]
+    experts: tuple[str, ...]
+
+    def plan(self, device: str) -> DevicePlan:
+        """Raises UsageError naming the devices that it compiles for."""
+        if device not in self.devices:
+            why = f" ({self.refused[device]})" if device in self.refused else ""
+            raise UsageError(
+                f"--device {device}: target {self.target} is not compiled for it{why}: use {' or '.join(self.devices)}"
+            )
+        return self.devices[device]
 
     @property
     def lowering(self) -> Lowering:
@@ -94,16 +127,33 @@ COMPILERS: dict[str, Compiler] = {
     "openvino": Compiler(
         target="openvino",
         accuracy={"accuracy": True},
-        # float32 arithmetic, also where the processor has bfloat16 units that OpenVINO would use by itself; keys and values
-        # in float16, which shifting windows need (8-bit caches lose by being moved) and which decodes no slower.
-        configurations=(Configuration("default", {"inference_precision": "f32", "kv_cache_precision": "f16"}),),
+        devices={
+            # float32 arithmetic, also where the processor has bfloat16 units that OpenVINO would use by itself; keys and
+            # values in float16, which shifting windows need: 8-bit caches lose by being moved.
+            "cpu": DevicePlan(
+                proof="cpu",
+                configurations=(Configuration("default", {"inference_precision": "f32", "kv_cache_precision": "f16"}),),
+                weights=("bf16", "fp16", "fp32"),
+                experts="apart",
+            ),
+            "gpu": DevicePlan(
+                proof="cpu",
+                configurations=(Configuration("default", {"inference_precision": "f16", "kv_cache_precision": "f16"}),),
+                weights=("fp16",),
+                experts="tiled",
+            ),
+        },
+        refused={"npu": "its plugin takes static shapes and symmetric int4 weights only, which alize does not write"},
         packages=("torch", "onnx-ir", "openvino", "openvino-tokenizers", "tokenizers", "transformers"),
+        experts=("apart", "tiled"),
     ),
     "onnxruntime": Compiler(
         target="onnxruntime",
         accuracy={},
-        configurations=(Configuration("default", {}),),
+        devices={"cpu": DevicePlan(proof="cpu", configurations=(Configuration("default", {}),), weights=WEIGHTS, experts="apart")},
+        refused={"cuda": "it is not there yet"},
         packages=("torch", "onnx-ir", "onnxruntime"),
+        experts=("apart",),
     ),
 }
 
@@ -113,6 +163,31 @@ def compiler_for(target: str) -> Compiler:
     if target not in COMPILERS:
         raise UsageError(f"target {target!r} can't be built yet: choose {' or '.join(COMPILERS)}")
     return COMPILERS[target]
+
+
+def lowering_options(compiler: Compiler, info: ModelInfo, *, device: str, experts: str | None = None) -> dict[str, str]:
+    """The choices of a lowering that have a name on the command line: `experts` for a mixture of experts, else none.
+
+    Raises UsageError for a form that the target has not, and for a model without experts.
+    """
+    if not info.experts:
+        if experts is not None:
+            raise UsageError(f"--experts {experts}: the model has no experts; leave it out")
+        return {}
+    form = compiler.plan(device).experts if experts is None else experts
+    if form not in compiler.experts:
+        raise UsageError(f"--experts {form} is not a form of target {compiler.target}: use {' or '.join(compiler.experts)}")
+    return {"experts": form}
+
+
+def weights_for(plan: DevicePlan, device: str, *, asked: str | None, stored: str) -> str:
+    """The precision that is asked for, else the checkpoint's own, else the first that the device takes. Raises UsageError."""
+    if asked is None:
+        return stored if stored in plan.weights else plan.weights[0]
+    name = normal_weights(asked)
+    if name not in plan.weights:
+        raise UsageError(f"--weights {asked} does not run on device {device}: use {' or '.join(plan.weights)}")
+    return name
 
 
 def normal_weights(weights: str) -> str:
