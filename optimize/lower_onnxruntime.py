@@ -1,16 +1,19 @@
 """Hub ONNX -> a graph for ONNX Runtime's CPU provider: model.onnx and model.onnx.data."""
 
-import json
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from alize.errors import LoweringFailed, OutputError
+from alize.artifact.manifest import ModelInfo
+from alize.errors import LoweringFailed
+from alize.optimize.expert_forms import NO_OPTIONS, expert_form, expert_pass
+from alize.optimize.expert_structure import check_phases
+from alize.optimize.experts_apart import experts_apart
 from alize.optimize.group_query_attention import group_query_attention
+from alize.optimize.onnxruntime_profile import Run, executed_kinds, expert_phases, profile_slices, reachable_experts
+from alize.optimize.openvino_slices import Slices
 from alize.optimize.passes import Pass, drop_functions, run, write
 from alize.optimize.rotary_before_split import rotary_before_split
 from alize.optimize.store_weights import store_weights
@@ -21,9 +24,10 @@ __all__ = ["MODEL_FILE", "check_structure", "lower", "passes"]
 MODEL_FILE = "model.onnx"
 
 
-def passes(weights: str) -> tuple[Pass, ...]:
-    """The lowering, in order."""
+def passes(weights: str, experts: str = "") -> tuple[Pass, ...]:
+    """The lowering, in order. experts: the form of a mixture of experts, "" where the model has none."""
     return (
+        *expert_pass(experts, {"apart": experts_apart}),
         store_weights(weights),
         rotary_before_split,
         transpose_weights,
@@ -32,22 +36,29 @@ def passes(weights: str) -> tuple[Pass, ...]:
     )
 
 
-def lower(hub: ir.Model, folder: Path, *, weights: str) -> tuple[str, ...]:
-    """Rewrites `hub` in place and streams it to FOLDER. Returns the names of the passes. Raises LoweringFailed."""
-    done = run(hub, passes(weights))
+def lower(hub: ir.Model, folder: Path, *, weights: str, options: Mapping[str, str] = NO_OPTIONS) -> tuple[str, ...]:
+    """Rewrites `hub` in place and streams it to FOLDER. Returns the names of the passes. Raises LoweringFailed.
+
+    options: `experts`, the form of a mixture of experts.
+    """
+    done = run(hub, passes(weights, expert_form(hub, options)))
     write(hub, folder / MODEL_FILE)
     return tuple(done)
 
 
-def check_structure(folder: Path, windows: Sequence[int]) -> dict[str, Any]:
-    """Asserts on the executed graph that every layer's attention ran as one fused node with the layer's own window.
+def check_structure(folder: Path, info: ModelInfo, options: Mapping[str, str], *, slices: Slices | None = None) -> dict[str, Any]:
+    """Asserts on the executed graph that every layer's attention ran as one fused node with the layer's own window, and that
+    neither a prefill nor a decode step ran an expert which the router did not choose.
 
-    windows: of each layer, 0 = full attention. Runs two tokens with the engine's profiler on. Returns what the manifest's
-    `structure` holds. Raises LoweringFailed naming the layer that missed.
+    options: those of `lower`. slices: run these layers at a time, where all of them unpacked would not fit in memory. Runs both
+    with the engine's profiler on. Returns what the manifest's `structure` holds. Raises
+    LoweringFailed naming the layer that missed.
     """
-    attributes = {node.name: node for node in ir.load(folder / MODEL_FILE).graph if node.op_type == "GroupQueryAttention"}
-    executed = _executed_nodes(folder)
-    for layer, window in enumerate(windows):
+    path = folder / MODEL_FILE
+    attributes = {node.name: node for node in ir.load(path).graph if node.op_type == "GroupQueryAttention"}
+    runs = profile_slices(path, info, slices or ((0, info.layers),))
+    executed = executed_kinds(runs)
+    for layer, window in enumerate(info.windows):
         name = f"layers.{layer}.self_attn"
         if name not in attributes or executed.get(name) != "GroupQueryAttention":
             found = executed.get(name, "nothing of that name")
@@ -62,32 +73,12 @@ def check_structure(folder: Path, windows: Sequence[int]) -> dict[str, Any]:
         "fused_attention_nodes": sum(kind == "GroupQueryAttention" for kind in executed.values()),
         "rotary_nodes": sum(kind == "RotaryEmbedding" for kind in executed.values()),
         "norm_nodes": sum(kind == "RMSNormalization" for kind in executed.values()),
-        "windows": list(windows),
+        "windows": list(info.windows),
+        **({"experts": _check_experts(runs, info, options)} if info.experts else {}),
+        **({"compiled_in_slices": [[first, stop - 1] for first, stop in slices]} if slices else {}),
     }
 
 
-def _executed_nodes(folder: Path) -> dict[str, str]:
-    """Name -> operator of every node that the engine ran for two tokens after one cached token."""
-    import onnxruntime
-
-    with tempfile.TemporaryDirectory(prefix="alize-profile-") as scratch:
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3
-        settings.enable_profiling = True
-        settings.profile_file_prefix = str(Path(scratch) / "profile")
-        session = onnxruntime.InferenceSession(folder / MODEL_FILE, settings, providers=["CPUExecutionProvider"])
-        feeds: dict[str, Any] = {
-            "input_ids": np.zeros((1, 2), np.int64),
-            "position_ids": np.array([[1, 2]], np.int64),
-            "attention_mask": np.ones((1, 3), np.int64),
-        }
-        for value in session.get_inputs():
-            if value.name not in feeds:
-                feeds[value.name] = np.zeros((1, value.shape[1], 1, value.shape[3]), np.float32)
-        session.run(["logits"], feeds)
-        try:
-            events = json.loads(Path(session.end_profiling()).read_text())
-        except ValueError as error:  # the engine does not say that it could not write
-            raise OutputError(f"{scratch} has no room for the engine's profile: free space there, or set TMPDIR") from error
-    kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
-    return {event["name"].removesuffix("_kernel_time"): event["args"]["op_name"] for event in kernels}
+def _check_experts(runs: list[Run], info: ModelInfo, options: Mapping[str, str]) -> dict[str, Any]:
+    counts = check_phases(expert_phases(runs, info.layers), reachable_experts(runs, info.layers), info)
+    return {"form": options.get("experts", "apart")} | counts

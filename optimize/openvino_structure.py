@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alize.errors import LoweringFailed
+from alize.optimize.openvino_slices import cut_layers
 
 __all__ = ["compile_ir", "execution_kinds", "execution_layers", "mask_windows", "one_line", "paged_windows"]
 
@@ -86,12 +87,17 @@ def _evaluate(node: Any) -> int:
     raise LoweringFailed(f"paged attention's window is computed by {node.get_type_name()}, not constant")
 
 
-def compile_ir(path: Path, *, outputs: Sequence[str] = ()) -> Any:
-    """The IR on the CPU plugin, in float32; with outputs more than it has, it counts what runs. Raises LoweringFailed."""
+def compile_ir(path: Path, *, outputs: Sequence[str] = (), layers: tuple[int, int, int] | None = None) -> Any:
+    """The IR on the CPU plugin, in float32; with outputs more than it has, it counts what runs. Raises LoweringFailed.
+
+    layers: (first, stop, all of them) of those to be cut out; what they give is then the first output.
+    """
     import openvino
 
     core = openvino.Core()
     model = core.read_model(path)
+    if layers is not None:
+        cut_layers(model, *layers)
     known = {name for node in model.get_ops() for value in node.outputs() for name in value.get_names()}
     if missing := [name for name in outputs if name not in known]:
         raise LoweringFailed(f"the model has no tensor {missing[0]}: which experts its router chooses cannot be seen")

@@ -21,7 +21,7 @@ def transpose_weights(model: ir.Model) -> int:
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
         chain = _transposed_use(value)
-        if chain is None or not isinstance(tensor, StreamedWeight):
+        if chain is None or not isinstance(tensor, StreamedWeight) or len(tensor.shape) != 2:
             continue
         weight = tensor.transposed(f"{value.name}{SUFFIX}")
         stored = ir.Value(name=weight.name, type=value.type, shape=weight.shape, const_value=weight)

@@ -149,20 +149,27 @@ class OpenVinoRunner:
     def _infer(
         self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], count: int
     ) -> NDArray[np.float32]:
+        feeds = self._feeds(tokens, lengths, positions) | {"num_logits_to_keep": np.array([count], np.int64)}
+        return self._ask(feeds, "logits", lengths)
+
+    def _feeds(
+        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
         new = tokens.shape[1]
         cache = self._caches.longest
         past = np.arange(cache.slots) >= (cache.slots - cache.filled)[:, None]
         chunk = np.arange(new) < lengths[:, None]
-        feeds = {
+        return {
             "input_ids": tokens,
             "position_ids": positions[:, None] + np.arange(new, dtype=np.int64),
             "attention_mask": np.concatenate([past, chunk], axis=1).astype(np.int64),
-            "num_logits_to_keep": np.array([count], np.int64),
         } | self._fixed
+
+    def _ask(self, feeds: dict[str, NDArray[Any]], output: str, lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         result = self._request.infer(feeds, share_inputs=True, share_outputs=True)
         if self.taps.names:
             self.taps.add([np.asarray(result[name]) for name in self.taps.names], lengths)
-        return np.array(result["logits"])  # a copy: the request writes its next output to the same place
+        return np.array(result[output])  # a copy: the request writes its next output to the same place
 
     def drop_last(self, n: int) -> None:
         self._caches.drop_last(n)

@@ -15,10 +15,11 @@ LOWERINGS = {"onnxruntime": lower_onnxruntime, "openvino": lower_openvino}
 ACCURACY = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 
-def lower(tiny: Tiny, target: str, folder: Path, *, weights: str = "fp32") -> tuple[str, ...]:
-    """Exports and lowers into FOLDER, which is made."""
+def lower(tiny: Tiny, target: str, folder: Path, *, weights: str = "fp32", experts: str = "") -> tuple[str, ...]:
+    """Exports and lowers into FOLDER, which is made. experts: the form asked for."""
     folder.mkdir(parents=True)
-    passes: tuple[str, ...] = LOWERINGS[target].lower(export_hub(tiny.checkpoint), folder, weights=weights)
+    options = {"experts": experts} if experts else {}
+    passes: tuple[str, ...] = LOWERINGS[target].lower(export_hub(tiny.checkpoint), folder, weights=weights, options=options)
     return passes
 
 

@@ -14,18 +14,24 @@ from alize.errors import LoweringFailed
 from alize.export.hub import export_hub
 from tests.export.hubs import DTYPES, TOLERANCE, Array, Tiny, chunks, left_padded, make_tiny, torch_logits
 from tests.optimize.lowered import LOWERINGS, logits, lower, onnxruntime_session, openvino_request
+from tests.tiny import YARN
 
 TOTAL = 17
-WINDOWS = (0, 6)
+MODELS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "windowed": {"window": 6},
+    "mixed": {"family": "ministral", "window": 6, "pattern": (0, 1)},
+    "ministral3": {"family": "ministral3", "window": 6, "rope": YARN},
+}
 FILES = {
     "onnxruntime": {"model.onnx", "model.onnx.data"},
     "openvino": {"openvino_model.bin", "openvino_model.xml"},
 }
 
 
-@pytest.fixture(scope="module", params=WINDOWS, ids=["full", "windowed"])
+@pytest.fixture(scope="module", params=MODELS)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", window=request.param, layers=2)
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", layers=2, **MODELS[request.param])
 
 
 @pytest.fixture(scope="module", params=[(target, weights) for target in LOWERINGS for weights in DTYPES], ids="-".join)
@@ -61,13 +67,13 @@ def test_padding_on_the_left(lowered: tuple[str, str, Path], tiny: Tiny) -> None
 def test_structure(lowered: tuple[str, str, Path], tiny: Tiny) -> None:
     target, _, folder = lowered
     windows = list(tiny.config.windows)
-    found = LOWERINGS[target].check_structure(folder, windows)
+    found = LOWERINGS[target].check_structure(folder, tiny.info(), {})
     expected: dict[str, Any] = {"fused_attention_nodes": 2, "rotary_nodes": 4, "windows": windows}
     if target == "onnxruntime":
         expected |= {"attention": "GroupQueryAttention", "norm_nodes": 5}
     else:
         expected |= {"attention": "ScaledDotProductAttention with state", "norm_nodes": 4}
-        expected |= {"paged_attention_windows": windows[:1]}
+        expected |= {"paged_attention_windows": sorted(set(windows))}
     assert found == expected
 
 
@@ -93,9 +99,30 @@ def test_onnxruntime_interface(tiny: Tiny, tmp_path: Path) -> None:
         "attention_mask": ["batch_size", "total_sequence_length"],
         **{f"past_key_values.{part}": past for part in parts},
     }
-    assert [value.name for value in session.get_overridable_initializers()] == ["num_logits_to_keep"]
+    mixed = len(set(tiny.config.windows)) > 1
+    defaults = {value.name: value.shape for value in session.get_overridable_initializers()}
+    assert defaults == {"num_logits_to_keep": [1]} | ({"num_evicted": ["evicted_rows"]} if mixed else {})
     assert [value.name for value in session.get_outputs()] == ["logits", *(f"present.{part}" for part in parts)]
     assert {value.type for value in session.get_outputs()} == {"tensor(float)"}
+
+
+@pytest.mark.parametrize("evicted", [0, 1, 4, 6])
+def test_num_evicted_moves_the_layers_with_a_window(evicted: int, tmp_path: Path) -> None:
+    """A client that forgot the first positions in those layers, as far as the window allows, gets what it got before."""
+    tiny = make_tiny(tmp_path / "tiny", layers=2, **MODELS["mixed"])
+    lower(tiny, "onnxruntime", tmp_path / "out")
+    session = onnxruntime_session(tmp_path / "out")
+    tokens, (mask, positions) = tiny.tokens(2, 14), left_padded([0, 0], 14)
+    first, second = chunks(tokens, mask, positions, [11, 3])
+    names = [value.name for value in session.get_outputs()]
+    results = dict(zip(names, session.run(names, {**first, **tiny.no_past(2)}), strict=True))
+    past = {name.replace("present", "past_key_values"): value for name, value in results.items() if name != "logits"}
+    shortened = {name: value[:, :, evicted:] if ".1." in name else value for name, value in past.items()}
+    expected = torch_logits(tiny.model(), tokens, mask, positions)[:, 11:]
+    for row in (0, 1):  # the kernel takes a batch of several new tokens only where nothing is cached
+        one = {name: value[row : row + 1] for name, value in {**second, **shortened}.items()}
+        (found,) = session.run(["logits"], one | {"num_evicted": np.array([evicted], np.int64)})
+        np.testing.assert_allclose(found, expected[row : row + 1], rtol=0, atol=TOLERANCE)
 
 
 def test_openvino_interface(tiny: Tiny, tmp_path: Path) -> None:
@@ -159,7 +186,7 @@ for target in ("onnxruntime", "openvino"):
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
     """Twice in this process, and in another one, where sets of strings have another order and no node was counted before."""
-    tiny = make_tiny(tmp_path / "tiny", window=6, layers=2)
+    tiny = make_tiny(tmp_path / "tiny", layers=2, **MODELS["mixed"])
     for target in LOWERINGS:
         for name in ("first", "second"):
             lower(tiny, target, tmp_path / name / target, weights="bf16")

@@ -11,7 +11,7 @@ import pytest
 from alize.errors import LoweringFailed
 from alize.export.hub import export_hub
 from alize.optimize import lower_onnxruntime, lower_openvino, openvino_attention, openvino_stateful
-from alize.optimize.openvino_structure import execution_layers, mask_windows, paged_windows
+from alize.optimize.openvino_structure import compile_ir, execution_kinds, execution_layers, mask_windows, paged_windows
 from alize.optimize.passes import Pass, attentions, drop_functions
 from alize.optimize.rotary_before_split import rotary_before_split
 from tests.export.hubs import Tiny, make_tiny
@@ -31,12 +31,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def add_pass(patch: Patch, lowering: Any, step: Pass) -> None:
     """Runs another pass before those of the lowering."""
     usual = lowering.passes
-    patch.setattr(lowering, "passes", lambda weights: (step, *usual(weights)))
+    patch.setattr(lowering, "passes", lambda *options: (step, *usual(*options)))
 
 
 def drop_pass(patch: Patch, lowering: Any, dropped: Sequence[str]) -> None:
     usual = lowering.passes
-    patch.setattr(lowering, "passes", lambda weights: tuple(step for step in usual(weights) if step.__name__ not in dropped))
+    patch.setattr(lowering, "passes", lambda *options: tuple(step for step in usual(*options) if step.__name__ not in dropped))
 
 
 # how OpenVINO's graph is spoilt
@@ -172,7 +172,7 @@ def test_openvino(name: str, tiny: Tiny, tmp_path: Path, monkeypatch: Patch) -> 
     spoil(monkeypatch)
     lower(tiny, "openvino", tmp_path / "out")
     with pytest.raises(LoweringFailed, match=f"^{message}") as raised:
-        lower_openvino.check_structure(tmp_path / "out", WINDOWS)
+        lower_openvino.check_structure(tmp_path / "out", tiny.info(), {})
     assert "\n" not in str(raised.value)
 
 
@@ -181,7 +181,7 @@ def test_each_question_by_itself(tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "out" / "openvino_model.xml"
     assert mask_windows(path) == {0: W, 1: W}
     assert paged_windows(path) == [W, W]
-    layers = execution_layers(path)
+    layers = execution_layers(execution_kinds(compile_ir(path)))
     assert set(layers) == {
         "stateful attention",
         "RoPE of the query",
@@ -206,9 +206,9 @@ def test_layers_with_windows_of_their_own(tiny: Tiny, tmp_path: Path) -> None:
     for node, window in zip(attentions(hub), (4, 0), strict=True):
         node.attributes["window"] = ir.AttrInt64("window", window)
     lower_openvino.lower(hub, tmp_path, weights="fp32")
-    assert lower_openvino.check_structure(tmp_path, (4, 0))["paged_attention_windows"] == [0, 4]
+    assert lower_openvino.check_structure(tmp_path, tiny.info(windows=(4, 0)), {})["paged_attention_windows"] == [0, 4]
     with pytest.raises(LoweringFailed, match=r"^layer 0: the mask's window is 4, the model's is 0"):
-        lower_openvino.check_structure(tmp_path, (0, 4))
+        lower_openvino.check_structure(tmp_path, tiny.info(windows=(0, 4)), {})
 
 
 # ONNX Runtime
@@ -241,14 +241,14 @@ def test_onnxruntime(name: str, tiny: Tiny, tmp_path: Path, monkeypatch: Patch) 
     spoil(monkeypatch)
     lower(tiny, "onnxruntime", tmp_path / "out")
     with pytest.raises(LoweringFailed, match=f"^{message}"):
-        lower_onnxruntime.check_structure(tmp_path / "out", WINDOWS)
+        lower_onnxruntime.check_structure(tmp_path / "out", tiny.info(), {})
 
 
 @pytest.mark.parametrize("target", LOWERINGS)
 def test_a_missing_layer_is_named(target: str, tiny: Tiny, tmp_path: Path) -> None:
     lower(tiny, target, tmp_path / "out")
     with pytest.raises(LoweringFailed, match=r"^layer 2: "):
-        LOWERINGS[target].check_structure(tmp_path / "out", (*WINDOWS, W))
+        LOWERINGS[target].check_structure(tmp_path / "out", tiny.info(windows=(*WINDOWS, W)), {})
 
 
 # the passes on the IR refuse by themselves

@@ -1,0 +1,96 @@
+"""What the forms of SparseMoE have in common: finding the nodes, taking their weights apart, writing standard operators."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from alize.errors import LoweringFailed
+from alize.export.weights import StreamedWeight
+
+__all__ = ["PARTS", "Writer", "experts_of", "linear", "replace_output", "sparse_moes", "stacks", "top_k_of"]
+
+PARTS = ("gate_proj", "up_proj", "down_proj")
+
+
+def sparse_moes(model: ir.Model) -> list[ir.Node]:
+    """The SparseMoE nodes, in the order of their layers."""
+    return [node for node in model.graph if node.domain == "ai.alize" and node.op_type == "SparseMoE"]
+
+
+def top_k_of(node: ir.Node) -> int:
+    return node.attributes["top_k"].as_int()
+
+
+def experts_of(node: ir.Node) -> int:
+    """E, the static last axis of the router's logits."""
+    logits = node.inputs[1]
+    size = logits.shape[-1] if logits is not None and logits.shape is not None else None
+    if not isinstance(size, int):
+        raise LoweringFailed(f"{node.name}: its router's logits have {size} experts: the number has to be static")
+    return size
+
+
+def stacks(node: ir.Node) -> dict[str, tuple[ir.Value, StreamedWeight]]:
+    """Part -> the initialiser [E,rows,columns] that the node reads, through a Cast to float32 or at once, and its weight."""
+    found = {}
+    for part, value in zip(PARTS, node.inputs[2:], strict=True):
+        cast = None if value is None else value.producer()
+        source = value if cast is None else cast.inputs[0] if cast.op_type == "Cast" else None
+        weight = None if source is None else source.const_value
+        if source is None or not isinstance(weight, StreamedWeight) or not weight.parts:
+            raise LoweringFailed(f"{node.name}: its {part} does not come from the checkpoint: the graph was lowered before")
+        found[part] = (source, weight)
+    return found
+
+
+@dataclass
+class Writer:
+    """Appends nodes of standard operators before `place`; a node's first output bears its name."""
+
+    graph: ir.Graph
+    place: ir.Node
+
+    def add(self, op_type: str, inputs: list[ir.Value], name: str, **attributes: int | list[int]) -> ir.Value:
+        return self.add_all(op_type, inputs, [name], **attributes)[0]
+
+    def add_all(self, op_type: str, inputs: list[ir.Value], names: list[str], **attributes: int | list[int]) -> list[ir.Value]:
+        node = ir.node(op_type, inputs, attributes or None, num_outputs=len(names), name=names[0])
+        for output, name in zip(node.outputs, names, strict=True):
+            output.name = name
+        self.graph.insert_before(self.place, node)
+        return list(node.outputs)
+
+    def constant(self, values: int | list[int] | list[list[int]], name: str) -> ir.Value:
+        node = ir.node("Constant", [], {"value": ir.tensor(values, dtype=ir.DataType.INT64)}, name=name)
+        node.outputs[0].name = name
+        self.graph.insert_before(self.place, node)
+        return node.outputs[0]
+
+    def weight(self, weight: StreamedWeight) -> ir.Value:
+        """An initialiser as the hub has it: in its stored dtype, behind a Cast to float32."""
+        value = ir.Value(name=weight.name, type=ir.TensorType(weight.dtype), shape=weight.shape, const_value=weight)
+        self.graph.register_initializer(value)
+        cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{weight.name}.to_float32")
+        output = cast.outputs[0]
+        output.name, output.shape, output.type = f"{weight.name}.float32", weight.shape, ir.TensorType(ir.DataType.FLOAT)
+        self.graph.insert_before(self.place, cast)
+        return output
+
+
+def linear(write: Writer, rows: ir.Value, weight: StreamedWeight, name: str) -> ir.Value:
+    """rows [n,in] times weight [out,in]: MatMul behind a Transpose, which is how the hub writes every projection."""
+    transposed = write.add("Transpose", [write.weight(weight)], f"{name}.transpose", perm=[1, 0])
+    return write.add("MatMul", [rows, transposed], name)
+
+
+def replace_output(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
+    """`output` takes the place and the name of the node's, and the node goes."""
+    old = node.outputs[0]
+    ir.convenience.replace_all_uses_with(old, output)
+    output.shape, output.type = old.shape, old.type
+    name, old.name = old.name, f"{old.name}.replaced"
+    output.name = name
+    producer = output.producer()
+    assert producer is not None
+    producer.name = node.name
+    graph.remove(node, safe=True)
