@@ -4,8 +4,9 @@ Every sequence goes through a layer by itself (B = 1) before the next layer's we
 not depend on what else is run, and the hidden states are all that is kept between layers.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name every PyTorch reader knows
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from alize.errors import UnsupportedModel, UsageError
@@ -21,8 +22,9 @@ from alize.models.checkpoint import Checkpoint
 from alize.models.mistral import Layer
 from alize.models.ops import attention_body, moe_body
 from alize.models.registry import family_for
+from alize.models.routing import Router, Routing
 
-__all__ = ["ROUND_TRIPS", "Progress", "Reference", "ReferenceRun", "SplitSums", "WeightRule"]
+__all__ = ["ROUND_TRIPS", "Mixture", "Progress", "Reference", "ReferenceRun", "SplitSums", "Summation", "Walk", "WeightRule"]
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total), in layers: called before the first layer and after each."""
@@ -30,6 +32,9 @@ Progress = Callable[[str, int, int], None]
 WeightRule = Callable[[str, Tensor], Tensor]
 """rule(parameter name, some rows of it in the stored dtype) -> the rows to compute with, in float32. It must treat the
 rows of a matrix independently: embeddings and head are read a few rows at a time."""
+
+Summation = Literal["plain", "split"]
+"""The order of every inner sum: as PyTorch does it, or in two halves, the second half first."""
 
 ROUND_TRIPS: dict[str, torch.dtype | None] = {"source": None, "fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What weights go through before they are float32; None = the stored value as it is."""
@@ -40,12 +45,10 @@ HEAD_ROWS = 16384  # rows of the head in memory together
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """logits: float32 [n,V], one a sequence. taps, if asked for, of each sequence: what layer i's heads attended to
-    ("layers.{i}.heads", float32 [S,H*D]), the residual stream after its attention ("layers.{i}.attention", [S,M]) and after its
-    MLP ("layers.{i}.mlp")."""
+    """logits: float32 [n,V], one a sequence.   routing: one a sequence, none without experts."""
 
     logits: list[NDArray[np.float32]]
-    taps: list[dict[str, NDArray[np.float32]]]
+    routing: list[Routing]
 
 
 class SplitSums(TorchFunctionMode):
@@ -96,7 +99,7 @@ class Reference:
         checkpoint: Checkpoint,
         *,
         weights: str | WeightRule = "source",
-        summation: Literal["plain", "split"] = "plain",
+        summation: Summation = "plain",
         compute: torch.dtype = torch.float32,
     ) -> None:
         if isinstance(weights, str) and weights not in ROUND_TRIPS:
@@ -119,45 +122,58 @@ class Reference:
         *,
         positions: Sequence[NDArray[np.int64]] | None = None,
         progress: Progress | None = None,
-        taps: bool = False,
+        follow: Sequence[NDArray[np.int64]] | None = None,
     ) -> ReferenceRun:
         """sequences: int64 [S] each, at positions 0..S-1. positions: for each sequence the positions [n] whose logits are
-        returned, in that order; None = all. Raises CorruptCheckpoint (NaN or infinite weights), UnsupportedModel (weights
-        that do not fit in the dtype asked for)."""
+        returned, in that order; None = all. follow: for each sequence the experts [L,S,top_k] that are used in place of what
+        the routers choose. Raises CorruptCheckpoint (NaN or infinite weights), UnsupportedModel (weights that do not fit in the
+        dtype asked for)."""
         report = progress or _silent
-        with torch.inference_mode():
-            if not self._split:
-                return self._run(sequences, positions, report, taps)
-            with SplitSums():
-                return self._run(sequences, positions, report, taps)
+        with _arithmetic(split=self._split):
+            hidden = [self._embed(sequence) for sequence in sequences]  # [1,S,M] each
+            routed: list[list[Routing]] = [[] for _ in sequences]
+            report("reference", 0, self.config.num_layers)
+            for index in range(self.config.num_layers):
+                chosen = [None] * len(hidden) if follow is None else [choices[index] for choices in follow]
+                for found, routing in zip(routed, self._advance(index, hidden, chosen), strict=True):
+                    found.extend(routing)
+                report("reference", index + 1, self.config.num_layers)
+            if positions is not None:
+                hidden = [states[:, torch.from_numpy(kept)] for states, kept in zip(hidden, positions, strict=True)]
+            return ReferenceRun(logits=self._logits(hidden), routing=[Routing.stack(found) for found in routed if found])
 
-    def _run(
+    def walk(self, sequence: NDArray[np.int64]) -> "Walk":
+        """The same for one sequence, a layer at a time and with a look at what it holds on the way."""
+        return Walk(self, sequence)
+
+    def mixture(self, index: int) -> "Mixture":
+        """The router and the experts of layer `index`, cut out; raises as `run` does."""
+        name = f"model.layers.{index}.mlp"
+        return Mixture(self._loaded(self._model.get_submodule(name), name), self._dtype)
+
+    def _advance(
         self,
-        sequences: Sequence[NDArray[np.int64]],
-        positions: Sequence[NDArray[np.int64]] | None,
-        report: Progress,
-        taps: bool,
-    ) -> ReferenceRun:
-        hidden = [self._embed(sequence) for sequence in sequences]  # [1,S,M] each
-        tapped: list[dict[str, NDArray[np.float32]]] = [{} for _ in sequences] if taps else []
-        report("reference", 0, self.config.num_layers)
-        for index in range(self.config.num_layers):
-            self._advance(index, hidden, tapped)
-            report("reference", index + 1, self.config.num_layers)
-        if positions is not None:
-            hidden = [states[:, torch.from_numpy(kept)] for states, kept in zip(hidden, positions, strict=True)]
-        return ReferenceRun(logits=self._logits(hidden), taps=tapped)
+        index: int,
+        hidden: list[Tensor],
+        follow: Sequence[NDArray[np.int64] | None],
+        taps: list[dict[str, NDArray[np.float32]]] | None = None,
+    ) -> list[list[Routing]]:
+        """Takes every sequence through layer `index`, in place. The layer is gone when this returns.
 
-    def _advance(self, index: int, hidden: list[Tensor], tapped: list[dict[str, NDArray[np.float32]]]) -> None:
-        """Takes every sequence through layer `index`, in place. The layer is gone when this returns."""
-        layer = self._layer(index)
+        Returns a routing a sequence, in a list of its own that is empty where the layer has no experts.
+        """
+        layer = self._loaded(self._model.layers[index], f"model.layers.{index}")
+        assert isinstance(layer, Layer)
+        routed: list[list[Routing]] = []
         for number, states in enumerate(hidden):
             attended, heads = self._attend(layer, states)
-            hidden[number] = torch.cat([layer.feed(rows) for rows in torch.split(attended, ROWS, dim=1)], dim=1)
-            if tapped:
-                tapped[number][f"layers.{index}.heads"] = _numpy(heads[0])
-                tapped[number][f"layers.{index}.attention"] = _numpy(attended[0])
-                tapped[number][f"layers.{index}.mlp"] = _numpy(hidden[number][0])
+            with Router(follow[number]) as router:
+                hidden[number] = torch.cat([layer.feed(rows) for rows in torch.split(attended, ROWS, dim=1)], dim=1)
+            routed.append([router.routing()] if self.config.num_experts else [])
+            if taps is not None:
+                held = {"heads": heads, "attention": attended, "mlp": hidden[number]}
+                taps[number] |= {f"layers.{index}.{part}": _numpy(values[0]) for part, values in held.items()}
+        return routed
 
     def _embed(self, sequence: NDArray[np.int64]) -> Tensor:
         name = "model.embed_tokens.weight"
@@ -165,12 +181,11 @@ class Reference:
         rows = self._checked(name, table[torch.from_numpy(sequence)])
         return rows.to(self._dtype)[None]
 
-    def _layer(self, index: int) -> Layer:
-        """Layer `index` with its weights in memory."""
-        layer = copy.deepcopy(self._model.layers[index])
-        assert isinstance(layer, Layer)
-        layer.load_state_dict({name: self._whole(f"model.layers.{index}.{name}") for name in layer.state_dict()}, assign=True)
-        return layer
+    def _loaded(self, module: nn.Module, prefix: str) -> nn.Module:
+        """A copy of a part of the model with its weights in memory."""
+        copied = copy.deepcopy(module)
+        copied.load_state_dict({name: self._whole(f"{prefix}.{name}") for name in copied.state_dict()}, assign=True)
+        return copied
 
     def _attend(self, layer: Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream after the attention [1,S,M], and what its output projection was given [1,S,H*D]."""
@@ -186,8 +201,7 @@ class Reference:
 
     def _logits(self, hidden: list[Tensor]) -> list[NDArray[np.float32]]:
         """[1,n,M] each -> float32 [n,V] each, the head's rows a block at a time."""
-        norm = copy.deepcopy(self._model.norm)
-        norm.load_state_dict({"weight": self._whole("model.norm.weight")}, assign=True)
+        norm = self._loaded(self._model.norm, "model.norm")
         normed = [norm(states[0]) for states in hidden]
         name = "model.embed_tokens.weight" if self.config.tie_embeddings else "lm_head.weight"
         table = self.checkpoint.tensor(self._weights[name].sources[0])
@@ -220,6 +234,54 @@ class Reference:
         whole = next(stack for stack, weight in self._weights.items() if name in weight.apart(stack))
         for source in self._weights[whole].sources:
             self.checkpoint.check_finite(source)
+
+
+class Walk:
+    """One sequence on its way through the layers of a reference: `advance` takes it through the next one."""
+
+    def __init__(self, reference: Reference, sequence: NDArray[np.int64]) -> None:
+        self._reference = reference
+        self._layer = 0
+        with _arithmetic(split=reference._split):
+            self._hidden = [reference._embed(sequence)]
+
+    def advance(self, follow: NDArray[np.int64] | None = None) -> tuple[dict[str, NDArray[np.float32]], Routing | None]:
+        """What layer i's heads attended to ("layers.{i}.heads", float32 [S,H*D]), the residual stream after its attention
+        ("layers.{i}.attention", [S,M]) and after its MLP ("layers.{i}.mlp"); with experts the logits that its router chose by
+        ("layers.{i}.router_logits", [S,E]) and its routing. follow: experts [S,top_k] to use in place of the router's own."""
+        taps: list[dict[str, NDArray[np.float32]]] = [{}]
+        with _arithmetic(split=self._reference._split):
+            (routed,) = self._reference._advance(self._layer, self._hidden, [follow], taps)
+        if routed:
+            taps[0][f"layers.{self._layer}.router_logits"] = routed[0].logits
+        self._layer += 1
+        return taps[0], routed[0] if routed else None
+
+
+class Mixture:
+    """One layer's router and experts. router: float32 [E,M], a row an expert."""
+
+    def __init__(self, module: nn.Module, compute: torch.dtype) -> None:
+        self._module = module
+        self._dtype = compute
+        self.router = _numpy(module.get_submodule("gate").get_parameter("weight").detach())
+
+    def answer(
+        self, hidden: NDArray[np.float32], *, follow: NDArray[np.int64] | None = None, summation: Summation = "plain"
+    ) -> tuple[NDArray[np.float32], Routing]:
+        """hidden [n,M], what the layer's norm would hand on -> the weighted sum of the experts' answers [n,M], and who gave them.
+
+        follow: int64 [n,k], experts to use in place of the router's own; with k = 1 the answer is that of one expert alone.
+        """
+        with _arithmetic(split=summation == "split"), Router(follow) as router:
+            output = self._module(torch.from_numpy(hidden).to(self._dtype)[None])
+        return _numpy(output[0]), router.routing()
+
+
+@contextlib.contextmanager
+def _arithmetic(*, split: bool) -> Iterator[None]:
+    with torch.inference_mode(), SplitSums() if split else contextlib.nullcontext():
+        yield
 
 
 def _round_trip(dtype: torch.dtype | None) -> WeightRule:

@@ -38,19 +38,26 @@ def profile_slices(path: Path, info: ModelInfo, slices: Slices) -> list[Run]:
     streams: list[NDArray[np.float32]] = []
     for first, stop in slices:
         found, streams = profile(path, info, layers=(first, stop), streams=streams)
-        runs = [
-            replace(one, kinds={**one.kinds, **two.kinds}, rows={**one.rows, **two.rows}, chosen=(*one.chosen, *two.chosen))
-            for one, two in zip(runs, found, strict=True)
-        ] or found
+        runs = [_joined(one, two) for one, two in zip(runs, found, strict=True)] if runs else found
     return runs
+
+
+def _joined(one: Run, other: Run) -> Run:
+    """The same run of other layers put together."""
+    return replace(
+        one,
+        kinds={**one.kinds, **other.kinds},
+        rows={**one.rows, **other.rows},
+        chosen=(*one.chosen, *other.chosen),
+    )
 
 
 def profile(
     path: Path, info: ModelInfo, *, layers: tuple[int, int], streams: Sequence[NDArray[np.float32]] = ()
 ) -> tuple[list[Run], list[NDArray[np.float32]]]:
-    """A prefill of PREFILL equal tokens and a decode step after it, of the layers from the first to before the second of `layers`,
-    and what they give. streams: in each of the two, what the layers before gave. Raises OutputError where the profile can't be written,
-    LoweringFailed where a layer with experts does not say which it chose."""
+    """A prefill of PREFILL equal tokens and a decode step after it, of the layers from the first to before the second of
+    `layers`, and what they give. streams: in each of the two, what the layers before gave. Raises OutputError where the profile
+    can't be written, LoweringFailed where a layer with experts does not say which it chose."""
     import onnxruntime
 
     outputs = [f"layers.{layer}.experts" for layer in range(*layers)] if info.experts else []
@@ -84,7 +91,7 @@ def _run(
     caches = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in past.items()}
     given, chosen = [], []
     for number, (start, stop) in enumerate(((0, PREFILL), (PREFILL, PREFILL + 1))):
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             "input_ids": np.full((1, stop - start), probe_token(info), np.int64),
             "position_ids": np.arange(start, stop, dtype=np.int64)[None],
             "attention_mask": np.ones((1, stop), np.int64),

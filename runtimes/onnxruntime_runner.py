@@ -19,7 +19,16 @@ from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import ArtifactError, BackendUnavailable
 from alize.runtimes.taps import Taps, with_outputs
 
-__all__ = ["MODEL_FILE", "OnnxRuntimeEngine", "OnnxRuntimeRunner", "available", "devices", "fingerprint", "open"]
+__all__ = [
+    "MODEL_FILE",
+    "OnnxRuntimeEngine",
+    "OnnxRuntimeRunner",
+    "available",
+    "devices",
+    "fingerprint",
+    "open",
+    "session_options",
+]
 
 MODEL_FILE = "model.onnx"
 _GROWTH = 256  # cached positions that a buffer grows by, at least
@@ -61,9 +70,7 @@ def open(  # noqa: A001 - the name that every back-end module has
         raise BackendUnavailable(f"onnxruntime cannot be imported ({why}): pip install 'alize[onnxruntime]'")
     import onnxruntime
 
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3  # it warns of num_logits_to_keep, an input with a default on purpose
-    settings.intra_op_num_threads = int(options.get("threads", 0))
+    settings = session_options(options)
     try:
         graph: Path | bytes = folder / MODEL_FILE
         if taps:
@@ -73,6 +80,16 @@ def open(  # noqa: A001 - the name that every back-end module has
     except Exception as error:
         raise ArtifactError(f"{folder / MODEL_FILE}: onnxruntime {onnxruntime.__version__} cannot read it: {error}") from error
     return OnnxRuntimeEngine(session, manifest.model, taps)
+
+
+def session_options(options: Mapping[str, str | int | bool]) -> Any:
+    """onnxruntime's SessionOptions for a configuration's options; see `open`."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # it warns of num_logits_to_keep, an input with a default on purpose
+    settings.intra_op_num_threads = int(options.get("threads", 0))
+    return settings
 
 
 class OnnxRuntimeEngine:
@@ -100,6 +117,7 @@ class OnnxRuntimeRunner:
         self.taps = Taps(taps, batch)
         self._session = session
         self._info = info
+        self._output, self._width = "logits", info.vocab_size
         self._mixed = 0 in info.windows and any(info.windows)
         self._filled = np.zeros(batch, np.int64)
         self._evicted = np.zeros(batch, np.int64)
@@ -115,7 +133,7 @@ class OnnxRuntimeRunner:
         if batch == 1 or (new == 1 and lengths.min() == 1):
             logits = self._run(slice(0, batch), tokens, positions, keep)
         else:
-            logits = np.zeros((batch, keep or new, self._info.vocab_size), np.float32)
+            logits = np.zeros((batch, keep or new, self._width), np.float32)
             for b in range(batch):
                 count = int(lengths[b])
                 if count:
@@ -131,17 +149,12 @@ class OnnxRuntimeRunner:
         import onnxruntime
 
         new = tokens.shape[1]
-        totals = self._filled[rows] + new
-        inputs = {
-            "input_ids": np.ascontiguousarray(tokens),
-            "position_ids": positions[:, None] + np.arange(new, dtype=np.int64),
-            "attention_mask": (np.arange(int(totals.max())) < totals[:, None]).astype(np.int64),
-            "num_logits_to_keep": np.array([keep], np.int64),
-        } | ({"num_evicted": self._evicted[rows]} if self._mixed else {})
         binding = self._session.io_binding()
-        for name in ("logits", *self.taps.names):
+        for name in (self._output, *self.taps.names):
             binding.bind_output(name)
-        for name, array in inputs.items():  # as OrtValue: to bind_cpu_input an input with a default is "not found"
+        for name, array in self._inputs(
+            rows, tokens, positions, keep
+        ).items():  # as OrtValue: to bind_cpu_input an input with a default is "not found"
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         for name, cache in zip(self._names, self._caches, strict=True):
             view = cache[rows]
@@ -152,9 +165,19 @@ class OnnxRuntimeRunner:
         outputs = binding.get_outputs()
         if self.taps.names:
             values = [output.numpy() for output in outputs[1 : 1 + len(self.taps.names)]]
-            self.taps.add(values, np.full(len(totals), new), first=rows.start)
+            self.taps.add(values, np.full(len(tokens), new), first=rows.start)
         logits: NDArray[np.float32] = outputs[0].numpy()
         return logits
+
+    def _inputs(self, rows: slice, tokens: NDArray[np.int64], positions: NDArray[np.int64], keep: int) -> dict[str, NDArray[Any]]:
+        new = tokens.shape[1]
+        totals = self._filled[rows] + new
+        return {
+            "input_ids": np.ascontiguousarray(tokens),
+            "position_ids": positions[:, None] + np.arange(new, dtype=np.int64),
+            "attention_mask": (np.arange(int(totals.max())) < totals[:, None]).astype(np.int64),
+            "num_logits_to_keep": np.array([keep], np.int64),
+        } | ({"num_evicted": self._evicted[rows]} if self._mixed else {})
 
     def drop_last(self, n: int) -> None:
         self._filled -= n

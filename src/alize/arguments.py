@@ -101,6 +101,13 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")
     parser.add_argument("--force", action="store_true", help="replace an artifact that is there, once the new one is sealed")
+    parser.add_argument(
+        "--max-memory",
+        type=_size,
+        metavar="SIZE",
+        help="memory that may be used, as 8GB (default: what is available); what does not fit is run in slices of layers",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="tell what memory, disk and time it would take, and build nothing")
     _add_budget(parser)
 
 
@@ -170,6 +177,19 @@ def _weights(name: str) -> str:
     if name not in _WEIGHTS:
         raise UsageError(f"--weights {name!r} is unknown: use one of {there}")
     return _WEIGHTS[name]
+
+
+def _size(text: str) -> int:
+    """Bytes of 8GB, 500M, 2e9: decimal units."""
+    number = text.strip().lower().removesuffix("b")
+    power = "kmgt".find(number[-1:]) + 1 if number else 0
+    try:
+        size = float(number[:-1] if power else number) * 1000**power
+    except ValueError:
+        size = math.nan
+    if not math.isfinite(size) or size < 1:
+        raise UsageError(f"--max-memory {text} must be a size like 8GB or 500M")
+    return int(size)
 
 
 def _seconds(text: str) -> float:

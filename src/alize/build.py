@@ -7,22 +7,24 @@ from pathlib import Path
 
 from alize import __version__
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, ModelInfo, Source, Target, Validation
-from alize.compilers import Compiler, compiler_for, lowering_options, weights_for
+from alize.compilers import Compiler, DevicePlan, compiler_for, lowering_options, weights_for
 from alize.errors import ValidationFailed
+from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.models.registry import family_for, weights_of
 from alize.models.session import model_info as info_of
+from alize.optimize.openvino_slices import Slices
 from alize.progress import Progress, SilentProgress, reporter
-from alize.record import BUILD_RECORD, BuildRecord
+from alize.record import BUILD_RECORD, INSPECT, BuildRecord
 from alize.report import render
 from alize.runtimes.golden import GOLDEN, write_golden
 from alize.runtimes.registry import backend_module, check_device
 from alize.source import Resolved, resolve
 from alize.validate.judge import Budget
-from alize.validate.run import Outcome, validate_folder
+from alize.validate.run import Outcome, plan_for, validate_folder
 
-__all__ = ["DEFAULT_BUDGET_SECONDS", "REPORT", "build", "draft_manifest", "model_info", "stored_as"]
+__all__ = ["DEFAULT_BUDGET_SECONDS", "REPORT", "build", "draft_manifest", "estimate_build", "model_info", "stored_as"]
 
 REPORT = "report.html"
 DEFAULT_BUDGET_SECONDS = 300.0
@@ -40,6 +42,7 @@ def build(
     budget_seconds: float = DEFAULT_BUDGET_SECONDS,
     budget: Budget | None = None,
     force: bool = False,
+    max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Compiles `source` for `target`, validates the result against PyTorch and seals it as the folder `output`.
@@ -48,6 +51,7 @@ def build(
     checkpoint holds. experts: the form that a mixture of experts is lowered to, apart or tiled, by default what suits the
     device. budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it
     (verdict "partial", which `load` refuses). budget: what each kind of difference may be. force: replace an artifact.
+    max_memory: bytes of anonymous memory that may be used, where that is less than the machine has available.
 
     Raises UsageError, SourceError, BuildError, BackendUnavailable; ValidationFailed when the artifact does not say what
     PyTorch says: nothing is sealed then, and the report is left beside `output`.
@@ -62,31 +66,75 @@ def build(
     weights_of(checkpoint)  # what can't be expressed is refused before any work is done
     stored = weights_for(plan, device, asked=weights, stored=stored_as(checkpoint))
     lowering_options(compiler, model_info(checkpoint), device=device, experts=experts)
-    record = BuildRecord()
-    with Building(output, overwrite=force) as building:
+    expected = _estimate(checkpoint, plan, output, target, stored, budget_seconds, max_memory)
+    progress.note(expected.line())
+    expected.check()
+    with Building(output, overwrite=force) as building, BuildRecord(progress, expected.as_dict()) as record:
+        progress = record
         progress.stage("hash the checkpoint", total_bytes=sum(tensor.size for tensor in checkpoint.tensors.values()))
         checkpoint.sha256(advance=progress.advance)
         draft = draft_manifest(checkpoint, compiler, device=device, weights=stored, experts=experts, origin=resolved)
-        draft = _compile(building.folder, draft, checkpoint, compiler, progress=progress, record=record)
-        with record.timed("validate"):
-            outcome = validate_folder(
-                building.folder,
-                draft,
-                checkpoint,
-                compiler,
-                budget=budget or Budget(),
-                budget_seconds=budget_seconds,
-                progress=progress,
-            )
+        draft = _compile(building.folder, draft, checkpoint, compiler, progress=progress, slices=expected.slices)
+        outcome = validate_folder(
+            building.folder,
+            draft,
+            checkpoint,
+            compiler,
+            budget=budget or Budget(),
+            budget_seconds=budget_seconds,
+            progress=progress,
+            slices=expected.slices,
+        )
         draft = dataclasses.replace(draft, validation=outcome.validation)
+        progress.stage("report")
         _write_proof(building.folder, draft, outcome, output)
-        (building.folder / BUILD_RECORD).write_text(record.to_json(), encoding="utf-8")
+        record.write(building.folder)
         progress.stage("seal", total_bytes=sum(_sizes(building.folder).values()))
-        manifest = building.seal(draft, unsealed=(BUILD_RECORD,), advance=progress.advance)
+        manifest = building.seal(
+            draft, unsealed=(BUILD_RECORD,), advance=progress.advance, hashed=lambda: record.write(building.folder)
+        )
+        progress.note(record.summary())
     if manifest.validation.verdict == "pass" and plan.proof == device:  # no replay needed: the whole validation ran on it
         state = DeviceState(manifest.digest, module.fingerprint(device))
         state.record_verdict(manifest.configurations[0].name, DeviceVerdict("pass"))
     return manifest
+
+
+def estimate_build(
+    source: str,
+    *,
+    output: Path,
+    target: str,
+    device: str = "cpu",
+    weights: str | None = None,
+    revision: str | None = None,
+    budget_seconds: float = DEFAULT_BUDGET_SECONDS,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """What `build` with these options would need, from config.json and the shards' headers: nothing is built. Of a hub id the
+    checkpoint is fetched first. Raises what `build` raises before it starts, but for what would not fit: that is in the result.
+    """
+    plan = compiler_for(target).plan(device)
+    checkpoint = Checkpoint.open(resolve(source, revision=revision, progress=reporter(progress or SilentProgress())).folder)
+    stored = weights_for(plan, device, asked=weights, stored=stored_as(checkpoint))
+    return _estimate(checkpoint, plan, output, target, stored, budget_seconds, max_memory)
+
+
+def _estimate(
+    checkpoint: Checkpoint,
+    plan: DevicePlan,
+    output: Path,
+    target: str,
+    weights: str,
+    budget_seconds: float,
+    max_memory: int | None,
+) -> Estimate:
+    info = model_info(checkpoint)
+    cases = plan_for(checkpoint, info, budget_seconds)
+    return estimate(
+        checkpoint, info, cases, target=target, weights=weights, output=output, choices=plan.weights, max_memory=max_memory
+    )
 
 
 def stored_as(checkpoint: Checkpoint) -> str:
@@ -141,21 +189,18 @@ def draft_manifest(
 
 
 def _compile(
-    folder: Path, draft: Manifest, checkpoint: Checkpoint, compiler: Compiler, *, progress: Progress, record: BuildRecord
+    folder: Path, draft: Manifest, checkpoint: Checkpoint, compiler: Compiler, *, progress: Progress, slices: Slices | None
 ) -> Manifest:
     """Writes the target's files and what travels with them into FOLDER; returns the draft with passes and structure."""
-    with record.timed("export"):
-        progress.stage("export to ONNX")
-        hub = export_hub(checkpoint)
-    with record.timed("lower"):
-        progress.stage(f"lower to {compiler.target}")
-        passes = compiler.lowering.lower(hub, folder, weights=draft.target.weights, options=draft.target.options)
-    with record.timed("inspect"):
-        progress.stage("inspect the compiled graph")
-        structure = compiler.lowering.check_structure(folder, draft.model, draft.target.options)
-    with record.timed("companions"):
-        _copy_companions(checkpoint, folder)
-        compiler.companion.write(checkpoint, folder)
+    progress.stage("export to ONNX")
+    hub = export_hub(checkpoint)
+    progress.stage(f"lower to {compiler.target}")
+    passes = compiler.lowering.lower(hub, folder, weights=draft.target.weights, options=draft.target.options)
+    progress.stage(INSPECT)
+    structure = compiler.lowering.check_structure(folder, draft.model, draft.target.options, slices=slices)
+    progress.stage("companions")
+    _copy_companions(checkpoint, folder)
+    compiler.companion.write(checkpoint, folder)
     return dataclasses.replace(draft, target=dataclasses.replace(draft.target, passes=passes, structure=structure))
 
 

@@ -20,8 +20,22 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
     chosen = {} if options.weights is None else {"weights": options.weights}
     output = options.output or Path(f"{Path(options.source).resolve().name}-{options.target}")
     with _needing(f"build,{options.target}"), _progress(options) as progress:
-        from alize.build import build
+        from alize.build import build, estimate_build
 
+        if options.dry_run:
+            expected = estimate_build(
+                options.source,
+                output=output,
+                target=options.target,
+                device=options.device,
+                revision=options.revision,
+                budget_seconds=options.validation_budget,
+                max_memory=options.max_memory,
+                progress=progress,
+                **chosen,
+            )
+            _write(out, expected.as_dict(), expected.lines(), options)
+            return 0
         manifest = build(
             options.source,
             output=output,
@@ -31,6 +45,7 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
             revision=options.revision,
             budget_seconds=options.validation_budget,
             force=options.force,
+            max_memory=options.max_memory,
             progress=progress,
             **chosen,
         )

@@ -1,7 +1,7 @@
 """The targets that `alize build` knows: one entry each, named modules imported when they are asked for."""
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from alize.models.checkpoint import Checkpoint
+    from alize.optimize.openvino_slices import Slices
+    from alize.validate.slices import SliceEngine
 
 __all__ = ["COMPILERS", "WEIGHTS", "Compiler", "DevicePlan", "compiler_for", "lowering_options", "normal_weights"]
 
@@ -29,10 +31,10 @@ _NOT_YET = ("int8", "int4")
 class Lowering(Protocol):
     """Module `alize.optimize.lower_{target}`."""
 
-    def lower(
-        self, hub: "ir.Model", folder: Path, *, weights: str, options: Mapping[str, str] = ...
-    ) -> tuple[str, ...]: ...
-    def check_structure(self, folder: Path, info: ModelInfo, options: Mapping[str, str]) -> dict[str, Any]: ...
+    def lower(self, hub: "ir.Model", folder: Path, *, weights: str, options: Mapping[str, str] = ...) -> tuple[str, ...]: ...
+    def check_structure(
+        self, folder: Path, info: ModelInfo, options: Mapping[str, str], *, slices: "Slices | None" = ...
+    ) -> dict[str, Any]: ...
 
 
 class Probe(Protocol):
@@ -45,6 +47,20 @@ class Probe(Protocol):
     def cut_experts(
         self, folder: Path, layer: int, hidden: "NDArray[np.float32]"
     ) -> "tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]": ...
+
+
+class Slicer(Protocol):
+    """Module `alize.validate.slices_{target}`."""
+
+    def open_slice(
+        self,
+        folder: Path,
+        info: ModelInfo,
+        options: "Mapping[str, str | int | bool]",
+        first: int,
+        stop: int,
+        taps: Sequence[str] = ...,
+    ) -> "SliceEngine": ...
 
 
 class Companion(Protocol):
@@ -102,6 +118,10 @@ class Compiler:
         return cast(Probe, self._module(f"alize.validate.probe_{self.target}"))
 
     @property
+    def slicer(self) -> Slicer:
+        return cast(Slicer, self._module(f"alize.validate.slices_{self.target}"))
+
+    @property
     def companion(self) -> Companion:
         return cast(Companion, self._module(f"alize.optimize.companions_{self.target}"))
 
@@ -150,7 +170,9 @@ COMPILERS: dict[str, Compiler] = {
     "onnxruntime": Compiler(
         target="onnxruntime",
         accuracy={},
-        devices={"cpu": DevicePlan(proof="cpu", configurations=(Configuration("default", {}),), weights=WEIGHTS, experts="apart")},
+        devices={
+            "cpu": DevicePlan(proof="cpu", configurations=(Configuration("default", {}),), weights=WEIGHTS, experts="apart")
+        },
         refused={"cuda": "it is not there yet"},
         packages=("torch", "onnx-ir", "onnxruntime"),
         experts=("apart",),

@@ -1,38 +1,97 @@
 """build-record.json: what a build took, on which machine. Not sealed: it differs from run to run."""
 
-import contextlib
 import json
 import platform
-import resource
 import time
-from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
+from alize.memory import Watch, give_back
+from alize.progress import Progress, byte_count
 from alize.runtimes.processor import processor_name
 
-__all__ = ["BUILD_RECORD", "BuildRecord"]
+__all__ = ["BUILD_RECORD", "INSPECT", "OWN_RUN", "BuildRecord"]
 
 BUILD_RECORD = "build-record.json"
 
+INSPECT = "inspect the compiled graph"
+OWN_RUN = frozenset(
+    {INSPECT, "artifact", "greedy continuation", "follow the router's near-ties", "experts that no token reached"}
+    | {"find the first difference"}
+)
+"""Stages in which the engine runs the artifact: it unpacks the weights, so what they hold grows with the model."""
+
 
 class BuildRecord:
-    """Seconds of each stage and the peak resident memory at its end, in bytes (file-mapped pages counted in)."""
+    """A Progress that passes on what it is told and keeps, of each stage, its seconds and the peak of memory in it.
 
-    def __init__(self) -> None:
-        self._stages: dict[str, dict[str, float]] = {}
+    A context: it ends with the build. Memory is told apart into anonymous and file-mapped, see `alize.memory`. expected: what
+    the estimate said, to be kept beside.
+    """
 
-    @contextlib.contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Times the block as one stage."""
-        began = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - began
-        self._stages[stage] = {"seconds": round(seconds, 2), "peak_rss_bytes": _peak_rss()}
+    def __init__(self, progress: Progress, expected: dict[str, Any] | None = None) -> None:
+        self._progress = progress
+        self._stages: list[dict[str, Any]] = []
+        self._watch = Watch()
+        self._began = time.perf_counter()
+        self._name = "open"
+        self._expected = expected
 
-    def to_json(self) -> str:
+    def __enter__(self) -> Self:
+        self._watch.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._watch.__exit__(kind, error, trace)
+
+    def stage(self, name: str, *, total_bytes: int | None = None, steps: int | None = None) -> None:
+        """See Progress."""
+        self._end()
+        give_back()  # so that one stage's leftovers are not counted to the next
+        self._name = name
+        self._progress.stage(name, total_bytes=total_bytes, steps=steps)
+
+    def advance(self, n: int = 1) -> None:
+        """See Progress."""
+        self._progress.advance(n)
+
+    def note(self, text: str) -> None:
+        """See Progress."""
+        self._progress.note(text)
+
+    def peak(self, *, own_run: bool) -> tuple[int, str] | None:
+        """The largest anonymous peak in bytes and its stage, of the artifact's own run or of everything else."""
+        stages = [stage for stage in self._stages if stage["own_run"] is own_run and stage["peak_anonymous_bytes"] is not None]
+        largest = max(stages, key=lambda stage: int(stage["peak_anonymous_bytes"]), default=None)
+        return None if largest is None else (largest["peak_anonymous_bytes"], largest["stage"])
+
+    def summary(self) -> str:
+        """One line: seconds and peaks."""
+        self._end()
+        seconds = f"{sum(stage['seconds'] for stage in self._stages):.0f} s"
+        peaks = {"building": self.peak(own_run=False), "the artifact's own run": self.peak(own_run=True)}
+        told = [f"{what} {byte_count(peak[0])} ({peak[1]})" for what, peak in peaks.items() if peak is not None]
+        return f"took {seconds}; peak of anonymous memory: {', '.join(told)}" if told else f"took {seconds}"
+
+    def write(self, folder: Path) -> None:
+        """Writes FOLDER/build-record.json, the stage that is under way included as far as it got."""
+        self._end()
         machine = {"processor": processor_name(), "system": platform.platform(), "python": platform.python_version()}
-        return json.dumps({"machine": machine, "stages": self._stages}, indent=2, sort_keys=True) + "\n"
+        record = {"machine": machine, "stages": self._stages, "estimate": self._expected}
+        (folder / BUILD_RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-
-def _peak_rss() -> int:
-    """Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def _end(self) -> None:
+        """Closes the stage that is under way; what follows is counted to the next one of the same name."""
+        peak, now = self._watch.restart(), time.perf_counter()
+        if self._name:
+            self._stages.append(
+                {
+                    "stage": self._name,
+                    "seconds": round(now - self._began, 2),
+                    "peak_anonymous_bytes": None if peak is None else peak.anonymous,
+                    "peak_mapped_bytes": None if peak is None else peak.mapped,
+                    "own_run": self._name in OWN_RUN,
+                }
+            )
+        self._began, self._name = now, ""

@@ -19,6 +19,7 @@ from alize.build import build
 from alize.compilers import COMPILERS, compiler_for
 from alize.errors import NotValidated, ValidationFailed
 from alize.models.checkpoint import Checkpoint
+from alize.record import OWN_RUN
 from alize.runtimes.golden import read_golden
 from alize.runtimes.model import load
 from alize.validate.judge import Budget
@@ -56,9 +57,23 @@ def test_what_travels_is_the_checkpoints_own(target: str, built: BuiltOnce) -> N
 @each_target
 def test_the_record_has_every_stage(target: str, built: BuiltOnce) -> None:
     record = json.loads((built(target).folder / "build-record.json").read_text())
-    assert set(record) == {"machine", "stages"}
-    assert set(record["stages"]) == {"export", "lower", "inspect", "companions", "validate"}
-    assert all(stage["peak_rss_bytes"] > 1e7 and stage["seconds"] >= 0 for stage in record["stages"].values())
+    assert set(record) == {"machine", "stages", "estimate"}
+    stages = {stage["stage"]: stage for stage in record["stages"]}
+    building = {
+        "hash the checkpoint",
+        "export to ONNX",
+        f"lower to {target}",
+        "companions",
+        "compare weights",
+        "reference",
+        "seal",
+    }
+    assert stages.keys() > building | {"inspect the compiled graph", "artifact", "greedy continuation"}
+    assert {name for name, stage in stages.items() if stage["own_run"]} == OWN_RUN & stages.keys()
+    for stage in stages.values():
+        assert stage["seconds"] >= 0
+        assert all(peak is None or peak > 1e7 for peak in (stage["peak_anonymous_bytes"], stage["peak_mapped_bytes"]))
+    assert record["estimate"]["problem"] is None
 
 
 @each_target

@@ -39,8 +39,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
 def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any, tmp_path: Path) -> None:
     calls = stand_in("alize.build", "build", lambda _: read(artifact))
-    words = ["--target", "onnxruntime", "--weights", "f16", "--experts", "apart", "--revision", "v0.1", "--validation-budget", "7"]
-    ran = alize("build", "org/name", "-o", tmp_path / "out", "--device", "gpu", "--force", *words)
+    words = ["--target", "onnxruntime", "--weights", "f16", "--experts", "apart", "--revision", "v0.1"]
+    ran = alize("build", "org/name", "-o", tmp_path / "out", "--device", "gpu", "--validation-budget", "7", "--force", *words)
     assert ran.code == 0
     assert calls == [
         (

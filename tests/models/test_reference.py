@@ -11,7 +11,6 @@ from torch import Tensor
 from alize.errors import CorruptCheckpoint, UnsupportedModel, UsageError
 from alize.models import reference
 from alize.models.checkpoint import Checkpoint
-from alize.models.mistral import Layer
 from alize.models.reference import Reference, SplitSums
 from tests.models.oracle import Pair, load_oracle, padded_inputs
 from tests.tiny import KINDS, edit_tensor, tiny_checkpoint
@@ -46,7 +45,6 @@ def test_same_as_the_whole_model(pair: Pair) -> None:
     for row, logits in zip(rows, run.logits, strict=True):
         assert (logits.shape, logits.dtype) == ((len(row), 320), np.float32)
         np.testing.assert_allclose(logits, whole(pair, row), rtol=0, atol=2e-5)
-    assert run.taps == []
 
 
 def test_long_rows_and_large_heads_are_cut(one: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,16 +72,17 @@ def test_a_sequence_does_not_depend_on_its_company(one: Pair) -> None:
 def test_taps_are_the_residual_stream(one: Pair) -> None:
     """Against transformers' hidden states, which are those after each layer's MLP."""
     row = sequences(11)
-    run = Reference(Checkpoint.open(one.folder)).run(row, taps=True)
+    walk = Reference(Checkpoint.open(one.folder)).walk(row[0])
+    taps = walk.advance()[0] | walk.advance()[0] | walk.advance()[0]
     with torch.no_grad():
         hidden = load_oracle(one.folder)(input_ids=torch.from_numpy(row[0])[None], output_hidden_states=True).hidden_states
-    assert set(run.taps[0]) == {f"layers.{index}.{half}" for index in range(3) for half in ("heads", "attention", "mlp")}
+    assert set(taps) == {f"layers.{index}.{half}" for index in range(3) for half in ("heads", "attention", "mlp")}
     for index in range(2):  # the last one comes normed out of transformers
-        np.testing.assert_allclose(run.taps[0][f"layers.{index}.mlp"], hidden[index + 1][0].numpy(), rtol=0, atol=5e-5)
+        np.testing.assert_allclose(taps[f"layers.{index}.mlp"], hidden[index + 1][0].numpy(), rtol=0, atol=5e-5)
     layer = one.ours.layers[0]
     with torch.no_grad():
-        fed = layer.feed(torch.from_numpy(run.taps[0]["layers.0.attention"])[None])[0].numpy()
-    np.testing.assert_allclose(fed, run.taps[0]["layers.0.mlp"], rtol=0, atol=2e-5)
+        fed = layer.feed(torch.from_numpy(taps["layers.0.attention"])[None])[0].numpy()
+    np.testing.assert_allclose(fed, taps["layers.0.mlp"], rtol=0, atol=2e-5)
 
 
 def test_progress_counts_layers(one: Pair) -> None:
@@ -97,15 +96,17 @@ def test_one_layer_in_memory_at_a_time(one: Pair, monkeypatch: pytest.MonkeyPatc
     import weakref
 
     run, alive, most = Reference(Checkpoint.open(one.folder)), weakref.WeakSet[torch.nn.Module](), []
-    build = run._layer
+    build = run._loaded
 
-    def counted(index: int) -> Layer:
-        most.append(len(alive))
-        layer = build(index)
-        alive.add(layer)
-        return layer
+    def counted(module: torch.nn.Module, prefix: str) -> torch.nn.Module:
+        if prefix != "model.norm":
+            most.append(len(alive))
+        loaded = build(module, prefix)
+        if prefix != "model.norm":
+            alive.add(loaded)
+        return loaded
 
-    monkeypatch.setattr(run, "_layer", counted)
+    monkeypatch.setattr(run, "_loaded", counted)
     run.run(sequences(4))
     assert most == [0, 0, 0]
 

@@ -80,7 +80,7 @@ def lower(checkpoint: Checkpoint, target: str, folder: Path, tamper: Tamper, *, 
     lowering = compiler_for(target).lowering
     lowering.lower(hub, folder, weights=weights)
     try:
-        lowering.check_structure(folder, model_info(checkpoint).windows)
+        lowering.check_structure(folder, model_info(checkpoint), {})
     except LoweringFailed as error:
         return str(error)
     return None

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alize.artifact.manifest import ModelInfo
-from alize.validate.cases import UNWINDOWED_SPAN, Case, Plan, make_plan
+from alize.models.checkpoint import Weight
+from alize.validate.cases import UNWINDOWED_SPAN, Case, Plan, active_parameters, make_plan
 
 INFO = ModelInfo(
     layers=2,
@@ -130,3 +131,11 @@ def test_what_is_left_out_is_written_down(window: int, budget: float) -> None:
 def test_the_widest_window_decides(windows: tuple[int, int]) -> None:
     info = dataclasses.replace(INFO, windows=windows)
     assert make_plan(info, seconds_a_token=1.0, budget_seconds=FULL) == plan(12)
+
+
+def test_a_token_meets_the_experts_that_it_chooses() -> None:
+    """Of a stack of E experts top_k count, of everything else all."""
+    weights = {"router": Weight(("router",), (8, 32)), "stack": Weight(("a", "b"), (8, 56, 32))}
+    sparse = dataclasses.replace(INFO, experts=8, experts_per_token=2)
+    assert active_parameters(weights, sparse) == 8 * 32 + 2 * 56 * 32
+    assert active_parameters({"dense": Weight(("dense",), (56, 32))}, INFO) == 56 * 32

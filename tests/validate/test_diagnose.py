@@ -66,7 +66,8 @@ def test_where_and_how_it_differs(
     streams[2][tap][position:, columns] += 0.5
     found = first_difference(*streams, INFO)
     assert found is not None
-    assert found.startswith(finding)
+    assert str(found).startswith(finding)
+    assert (f"layers.{found.layer}.{found.part}", found.position) == (tap, position)
 
 
 def test_the_heads_that_differ_are_named(streams: tuple[Taps, Taps, Taps]) -> None:

@@ -10,7 +10,7 @@ from alize.artifact.manifest import ModelInfo
 from alize.runtimes.fake import FakeEngine
 from alize.runtimes.session import Session
 from alize.validate.cases import Case, make_plan
-from alize.validate.drive import run_case
+from alize.validate.drive import places, run_case
 from tests.validate.test_cases import INFO
 
 TOKENS = np.random.default_rng(0).integers(0, INFO.vocab_size, 200)
@@ -58,3 +58,16 @@ def test_a_wrong_engine_shows_where_it_is_wrong() -> None:
     positions, logits = run_case(FakeEngine(wrong), right, Case("one", (9,), (), chunk=9), TOKENS, np.arange(9))
     different = positions[(logits != whole(right, 9)[positions]).any(axis=1)]
     assert different.tolist() == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize("kept", [np.arange(200), np.array([0, 3, 4, 9])], ids=["all", "some"])
+def test_places_are_those_of_the_logits(window: int, kept: NDArray[np.int64]) -> None:
+    """What a case returns can be told apart by its row: each logit is found where its row and position say."""
+    model = info(window)
+    for case in make_plan(model, seconds_a_token=1.0, budget_seconds=1e9).cases:
+        positions, _ = run_case(FakeEngine(model), model, case, TOKENS, kept)
+        rows, found = places(case, kept)
+        np.testing.assert_array_equal(found, positions)
+        for b, size in enumerate(case.rows):
+            assert sorted(found[rows == b].tolist()) == kept[kept < size].tolist()

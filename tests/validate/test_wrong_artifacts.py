@@ -37,11 +37,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint.open(tiny_checkpoint(folder, window=WINDOW, tokenizer=True))
 
 
-def validate(folder: Path, checkpoint: Checkpoint, target: str) -> Outcome:
+def validate(folder: Path, checkpoint: Checkpoint, target: str, *, budget_seconds: float = 600) -> Outcome:
     compiler = compiler_for(target)
     draft = draft_manifest(checkpoint, compiler, device="cpu", weights="fp32")
     progress = SilentProgress()
-    return validate_folder(folder, draft, checkpoint, compiler, budget=Budget(), budget_seconds=600, progress=progress)
+    return validate_folder(folder, draft, checkpoint, compiler, budget=Budget(), budget_seconds=budget_seconds, progress=progress)
 
 
 @pytest.mark.parametrize("target", COMPILERS)

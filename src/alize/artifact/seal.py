@@ -63,12 +63,18 @@ class Building:
             raise OutputError(_full(self.output)) from error
 
     def seal(
-        self, manifest: Manifest, *, unsealed: tuple[str, ...] = (), advance: Callable[[int], object] | None = None
+        self,
+        manifest: Manifest,
+        *,
+        unsealed: tuple[str, ...] = (),
+        advance: Callable[[int], object] | None = None,
+        hashed: Callable[[], object] | None = None,
     ) -> Manifest:
         """Hashes every file of `folder`, writes manifest.json and renames the folder to `output`.
 
         `manifest` comes without `files`, `unsealed` and `digest`; `unsealed` names files that belong to the artifact but are
-        not hashed (build-record.json). `advance` is told the bytes hashed. Returns the manifest as it was written.
+        not hashed (build-record.json). `advance` is told the bytes hashed; `hashed` is called once all of them are, and may
+        still write those that are not. Returns the manifest as it was written.
         """
         with _told(self.output):
             paths = _paths(self.folder)
@@ -77,6 +83,8 @@ class Building:
             text = dataclasses.replace(manifest, files=entries, unsealed=present).with_digest().to_json()
             self._refuse_places(text)
             written = Manifest.from_json(text)  # what cannot be read back is not sealed
+            if hashed is not None:
+                hashed()
             (self.folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
             for path in (*paths, MANIFEST, *_folders(self.folder)):
                 sync(self.folder / path)

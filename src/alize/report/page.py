@@ -11,6 +11,7 @@ from markupsafe import Markup
 from alize.artifact import Manifest
 from alize.progress import byte_count
 from alize.report.edges import edge_names
+from alize.report.experts import expert_plot, expert_summary
 from alize.report.plots import FIDELITY, error_plot, kl_plot
 from alize.report.tables import Question, case_rows, facts, file_rows, floor_rows, questions, windows
 from alize.report.wording import chain, many, number, value, visible
@@ -56,6 +57,9 @@ def render(manifest: Manifest, evidence: Evidence, sizes: dict[str, int]) -> str
         error_plot=error_plot(evidence, edges),
         zoom_plot=zoom_plot(evidence, edges),
         kl_plot=kl_plot(evidence, edges),
+        expert_plot=expert_plot(evidence.coverage) if evidence.coverage else None,
+        expert_summary=expert_summary(evidence.coverage) if evidence.coverage else "",
+        top_k=manifest.model.experts_per_token,
         edges=edges,
         facts=facts(manifest),
         config=[(name, value(setting)) for name, setting in sorted(manifest.source.config.items())],
@@ -107,7 +111,7 @@ def _outcome(asked: list[Question]) -> str:
 def _subtitle(manifest: Manifest) -> str:
     model, target = manifest.model, manifest.target
     shape = f"{many(model.layers, 'layer')}, {windows(manifest)}"
-    return f"{manifest.source.architecture} compiled for {target.backend} on {target.device}, {target.weights} weights ({shape})"
+    return f"{manifest.source.title} compiled for {target.backend} on {target.device}, {target.weights} weights ({shape})"
 
 
 def _reasons(asked: Iterable[Question]) -> list[str]:

@@ -25,6 +25,7 @@ class CaseRow:
     used: float | None
     limit: str
     reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def bar(self) -> float:
@@ -119,7 +120,8 @@ def _measured(case: CaseEvidence, failed: bool) -> CaseRow:
     used = decisive / case.limit if decisive is not None and 0 < case.limit < math.inf else None
     what = "logit error" if case.question == FIDELITY else "mean KL"
     said = "" if decisive is None else f"{what} {number(decisive)} of {number(case.limit)} allowed"
-    return CaseRow(case.name, case.question, not case.reasons and not failed, _cells(figures), used, said, case.reasons)
+    passed = not case.reasons and not failed
+    return CaseRow(case.name, case.question, passed, _cells(figures), used, said, case.reasons, case.notes)
 
 
 def _cells(figures: Mapping[str, float]) -> tuple[str, ...]:
@@ -161,7 +163,7 @@ def facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, str]]]]:
 def _model(source: Source, model: ModelInfo) -> list[tuple[str, str]]:
     where = f"{source.repo or 'a repository'} at {source.commit or 'an unknown commit'}" if source.kind == "hub" else "a folder"
     return [
-        ("architecture", f"{source.architecture}, family {source.family}"),
+        ("architecture", f"{source.title}, family {source.family}"),
         ("source", where),
         ("sha256 of the checkpoint", source.sha256),
         ("layers", f"{model.layers}, hidden size {model.hidden_size:,}"),

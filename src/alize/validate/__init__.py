@@ -67,11 +67,12 @@ def _replay(artifact: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _record(manifest: Any, verdict: str) -> None:
-    """A passing or failing verdict is remembered for this device; a partial one says nothing."""
+    """A passing or failing verdict is remembered for the device that it was measured on; a partial one says nothing."""
     from alize.artifact import DeviceState, DeviceVerdict
+    from alize.compilers import compiler_for
     from alize.runtimes.registry import backend_module
 
-    if verdict == "partial":
+    if verdict == "partial" or compiler_for(manifest.target.backend).plan(manifest.target.device).proof != manifest.target.device:
         return
     fingerprint = backend_module(manifest.target.backend).fingerprint(manifest.target.device)
     state = DeviceState(manifest.digest, fingerprint)

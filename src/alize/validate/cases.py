@@ -4,11 +4,14 @@ One sequence of N tokens is read by the reference in one pass; every case feeds 
 reference serves them all. N = 2W+3 when the budget allows it, W+3 (one crossing of the window's edge) when it doesn't.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alize.artifact.manifest import ModelInfo
+from alize.models.checkpoint import Weight
 
-__all__ = ["UNWINDOWED_SPAN", "Case", "Plan", "make_plan"]
+__all__ = ["UNWINDOWED_SPAN", "Case", "Plan", "active_parameters", "make_plan"]
 
 UNWINDOWED_SPAN = 64
 """Stands for W where no layer has a window: the lengths that are tried are then 2*64+3 tokens and less."""
@@ -112,3 +115,10 @@ def _unequal(span: int) -> Case:
     """Three rows around the edge, so that one is cut by the window, one is not and one is mostly padding."""
     rows = (span + 1, max(span - 2, 1), min(7, span))
     return Case("unequal batch", rows, (1, 1), chunk=span + 3)
+
+
+def active_parameters(weights: Mapping[str, Weight], info: ModelInfo) -> float:
+    """What a token is multiplied with: of a stack of experts [E,...], top_k of them."""
+    sizes = {name: math.prod(weight.shape) for name, weight in weights.items()}
+    share = info.experts_per_token / info.experts if info.experts else 1.0
+    return sum(size * (share if len(weights[name].shape) > 2 else 1.0) for name, size in sizes.items())

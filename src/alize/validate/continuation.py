@@ -1,5 +1,7 @@
 """The greedy continuation: the artifact writes, then the reference reads what it wrote and says whether it would agree."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,18 +10,31 @@ from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
 from alize.runtimes.registry import Engine
 from alize.runtimes.session import Session, session_limits
+from alize.validate.cases import Case
+from alize.validate.drive import chosen_experts
 from alize.validate.measure import NEAR_TIE, Figures, measure
+from alize.validate.near_ties import ROUTER_NEAR_TIE
 from alize.validate.references import as_stored
 
 __all__ = ["check_continuation"]
 
 
 def check_continuation(
-    engine: Engine, info: ModelInfo, checkpoint: Checkpoint, prompt: NDArray[np.int64], count: int, *, weights: str
+    engine: Engine,
+    info: ModelInfo,
+    checkpoint: Checkpoint,
+    prompt: NDArray[np.int64],
+    count: int,
+    *,
+    weights: str,
+    tapped: Callable[[], Engine],
 ) -> tuple[Figures, list[str], dict[str, str]]:
     """Generates `count` tokens after prompt [S]; one reference pass over both judges every step.
 
-    Returns the figures of the steps, why they fail, and prompt and continuation as text (empty without a tokenizer).
+    tapped: opens the same engine with `expert_taps`. It is asked only where a token differs: a router whose
+    choice lies ROUTER_NEAR_TIE or less below the reference's own is not to blame, and the reference then follows it.
+    The engine is closed. Returns the figures of the steps, why they fail, and prompt and continuation as text (empty without a
+    tokenizer).
     """
     limits = session_limits(info, {})
     tokens, steps = prompt, []
@@ -29,10 +44,17 @@ def check_continuation(
             steps.append(logits[0])
             tokens = np.append(tokens, logits[0].argmax())
             logits = session.append(tokens[None, -1:])[0]
+    engine.close()  # so that its weights are not in memory beside the reference's
     positions = np.arange(len(prompt) - 1, len(tokens) - 1)
-    reference = Reference(checkpoint, weights=as_stored(weights)).run([tokens], positions=[positions]).logits[0]
-    figures = measure(reference, np.stack(steps), positions)
+    reference = Reference(checkpoint, weights=as_stored(weights))
+    figures = measure(reference.run([tokens], positions=[positions]).logits[0], np.stack(steps), positions)
     changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)
+    if len(changed) and info.experts:
+        case = Case("greedy continuation", (len(prompt),), (1,) * count, chunk=limits.chunk)
+        followed = reference.run([tokens], positions=[positions], follow=chosen_experts(tapped(), info, case, tokens))
+        if (followed.routing[0].lag <= ROUTER_NEAR_TIE).all():
+            figures = measure(followed.logits[0], np.stack(steps), positions)
+            changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)
     reasons = []
     if len(changed):
         first = int(positions[changed[0]])

@@ -9,10 +9,12 @@ where they part names the layer; how they part there names the kind of mistake:
     heads, position 1..W-2, all    the rotary embedding, or the mask
     heads, position W-1            the window is narrower than W          position W    it is wider, or not there
     attention                      the output projection
-    MLP                            a projection or the norm of the MLP
+    router logits                  the router, or the norm before it
+    MLP                            a projection or the norm of the MLP; experts are cut out (`alize.validate.cut_out`)
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from alize.artifact.manifest import ModelInfo
 from alize.errors import UnsupportedModel
 from alize.models.checkpoint import Checkpoint, Weight
 
-__all__ = ["changed_weights", "first_difference", "tap_names"]
+__all__ = ["Difference", "changed_weights", "first_difference", "tap_names"]
 
 _FACTOR = 100.0
 """A point of the residual stream differs where its error passes this many times the floor's there (float32 in another
@@ -65,17 +67,31 @@ def _check_finite(name: str, values: torch.Tensor, checkpoint: Checkpoint, weigh
         raise UnsupportedModel(f"{name} does not fit in {values.dtype}: a value overflows; use --weights bf16 or fp32")
 
 
+@dataclass(frozen=True)
+class Difference:
+    """The first point that differs.   part: as in its name.   position: of the first token where it does."""
+
+    layer: int
+    part: str
+    position: int
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def first_difference(
     reference: Mapping[str, NDArray[np.float32]],
     floor: Mapping[str, NDArray[np.float32]],
     artifact: Mapping[str, NDArray[np.float32]],
     info: ModelInfo,
-) -> str | None:
-    """Names the first point where the artifact leaves the reference; None where it never does.
+) -> Difference | None:
+    """The first of the reference's points where the artifact leaves it; None where it never does.
 
-    Each maps the names of `tap_names` to float32 [S,H*D] (heads) or [S,M]; `floor` is the reference in another order.
+    Each maps names of `tap_names` to float32 [S,H*D] (heads), [S,E] (router_logits) or [S,M]; `floor` is the reference in
+    another order.
     """
-    for name in tap_names(info):
+    for name in (name for name in tap_names(info) if name in reference):
         error = np.abs(reference[name] - artifact[name])
         allowed = _FACTOR * float(np.abs(reference[name] - floor[name]).max())
         allowed = max(allowed, _RELATIVE * float(np.abs(reference[name]).max()))
@@ -85,20 +101,25 @@ def first_difference(
             layer, part = int(name.split(".")[1]), name.split(".")[2]
             heads = np.flatnonzero(wrong.reshape(len(wrong), info.query_heads, -1).any(axis=(0, 2))) if part == "heads" else _NONE
             what = _explain(part, position, info.windows[layer], heads.tolist(), info.query_heads)
-            where = f"layer {layer}, {'MLP' if part == 'mlp' else 'attention'}, from position {position} on"
-            return f"{where}: {what} (error {error.max():.2g}, allowed {allowed:.2g})"
+            where = f"layer {layer}, {_HALVES.get(part, 'attention')}, from position {position} on"
+            text = f"{where}: {what} (error {error.max():.2g}, allowed {allowed:.2g})"
+            return Difference(layer, part, position, text)
     return None
 
 
 def tap_names(info: ModelInfo) -> list[str]:
     """The points that are compared, in the order of computation, by the names that the hub gives them."""
-    return [f"layers.{layer}.{part}" for layer in range(info.layers) for part in ("heads", "attention", "mlp")]
+    parts = ("heads", "attention", *(("router_logits",) if info.experts else ()), "mlp")
+    return [f"layers.{layer}.{part}" for layer in range(info.layers) for part in parts]
 
 
+_HALVES = {"router_logits": "router", "mlp": "MLP"}
 _NONE: NDArray[np.int64] = np.zeros(0, np.int64)
 
 
 def _explain(part: str, position: int, window: int, heads: list[int], count: int) -> str:
+    if part == "router_logits":
+        return "the router or the norm before it is wrong"
     if part == "mlp":
         return "a projection or the norm of the MLP is wrong"
     if part == "attention":

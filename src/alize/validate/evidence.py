@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from alize.validate.coverage import Coverage
 from alize.validate.measure import Figures
 
 __all__ = ["CaseEvidence", "Evidence"]
@@ -13,7 +14,7 @@ class CaseEvidence:
 
     limit: the largest logit error allowed (compile fidelity), or the mean KL allowed (the two losses); infinite where tokens
     are judged, not figures.
-    reasons: why it failed; empty = passed.
+    reasons: why it failed; empty = passed.   notes: what else was found, near-ties of a router that the reference followed, say.
     """
 
     name: str
@@ -22,6 +23,7 @@ class CaseEvidence:
     limit: float
     reasons: tuple[str, ...] = ()
     edges: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Evidence:
     """floor: float32 in another summation order.   floor_bf16: the reference computed in bfloat16. None where left out.
 
     findings: what was found wrong, most telling first (a window, a weight, a layer). continuation: prompt and greedy text.
+    coverage: which experts were run; None where the model has none, or nothing was measured.
     """
 
     cases: tuple[CaseEvidence, ...]
@@ -37,6 +40,7 @@ class Evidence:
     findings: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     continuation: dict[str, str] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
     @property
     def complaints(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What validation asks an ONNX Runtime artifact besides logits: its stored weights and its residual stream."""
+"""What validation asks an ONNX Runtime artifact besides logits: its weights, its residual stream, its experts alone."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from alize.optimize.lower_onnxruntime import MODEL_FILE
 from alize.optimize.transpose_weights import SUFFIX
 
-__all__ = ["residual_stream", "stored_weights"]
+__all__ = ["cut_experts", "residual_stream", "stored_weights"]
 
 _DTYPES = {
     ir.DataType.FLOAT: torch.float32,
@@ -36,15 +36,10 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def residual_stream(folder: Path, tokens: NDArray[np.int64], names: list[str]) -> dict[str, NDArray[np.float32]]:
-    """float32 [S,M] of each named point of the residual stream, after one pass over tokens [S]."""
-    import onnxruntime
-
+    """[S,n] of each named point, after one pass over tokens [S]."""
     model = onnx.load(folder / MODEL_FILE, load_external_data=False)
-    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = _session(model, folder)
     size = len(tokens)
     feeds: dict[str, Any] = {
         "input_ids": tokens[None],
@@ -54,4 +49,49 @@ def residual_stream(folder: Path, tokens: NDArray[np.int64], names: list[str]) -
     for value in session.get_inputs():
         if value.name not in feeds:
             feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-    return {name: found[0] for name, found in zip(names, session.run(names, feeds), strict=True)}
+    return {name: found.reshape(size, -1) for name, found in zip(names, session.run(names, feeds), strict=True)}
+
+
+def cut_experts(
+    folder: Path, layer: int, hidden: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """One layer's router and experts, cut out of the graph and run by themselves.
+
+    hidden: float32 [n,M], what the layer's router and experts are given. Returns the router's logits float32 [n,E], the chosen
+    experts int64 [n,top_k] and the output float32 [n,M]. Only this layer's weights are read.
+    """
+    start, names = f"layers.{layer}.moe_input", [f"layers.{layer}.{part}" for part in ("router_logits", "experts", "moe")]
+    session = _session(_between(onnx.load(folder / MODEL_FILE, load_external_data=False), start, names), folder)
+    given = {start: hidden[None], "input_ids": np.zeros((1, len(hidden)), np.int64)}
+    found = session.run(names, {value.name: given[value.name] for value in session.get_inputs()})
+    logits, experts, output = (array.reshape(len(hidden), -1) for array in found)
+    return logits, experts, output
+
+
+def _between(model: onnx.ModelProto, start: str, ends: list[str]) -> onnx.ModelProto:
+    """The model from the value `start`, which becomes an input float32, to the values `ends`."""
+    graph, makers = model.graph, {name: node for node in model.graph.node for name in node.output}
+    reached, waiting = {start}, list(ends)
+    while waiting:
+        name = waiting.pop()
+        if name and name not in reached:
+            reached.add(name)
+            waiting += makers[name].input if name in makers else []
+    kept = [node for node in graph.node if start not in node.output and reached & set(node.output)]
+    inputs = [onnx.helper.make_tensor_value_info(start, onnx.TensorProto.FLOAT, None)]
+    inputs += [value for value in graph.input if value.name in reached]
+    kinds = [onnx.TensorProto.INT64 if name.endswith(".experts") else onnx.TensorProto.FLOAT for name in ends]
+    outputs = [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in zip(ends, kinds, strict=True)]
+    weights = [tensor for tensor in graph.initializer if tensor.name in reached]
+    part = onnx.helper.make_graph(kept, "experts", inputs, outputs, weights)
+    return onnx.helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def _session(model: onnx.ModelProto, folder: Path) -> Any:
+    """Of a model whose weights lie in FOLDER."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])

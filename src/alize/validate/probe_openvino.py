@@ -1,7 +1,9 @@
-"""What validation asks an OpenVINO artifact besides logits: its stored weights and its residual stream."""
+"""What validation asks an OpenVINO artifact besides logits: its weights, its residual stream, a mixture of experts alone."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +11,10 @@ from numpy.typing import NDArray
 
 from alize.optimize.lower_openvino import MODEL_FILE
 
-__all__ = ["residual_stream", "stored_weights"]
+__all__ = ["cut_experts", "residual_stream", "stored_weights"]
 
+_STACK = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
+_ACCURACY = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"}
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -21,20 +25,25 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     model = openvino.Core().read_model(folder / MODEL_FILE)
     for node in model.get_ops():
         name = node.get_friendly_name()
-        if node.get_type_name() == "Constant" and name.endswith(".weight"):
+        if node.get_type_name() != "Constant":
+            continue
+        stack = _STACK.fullmatch(name)
+        if stack or name.endswith(".weight"):
             dtype = _DTYPES[node.get_element_type().get_type_name()]
             bits = np.asarray(node.get_data())  # numpy has no bfloat16: OpenVINO hands its bits out as float16
-            yield name, torch.from_numpy(bits.copy()).view(dtype)
+            parts = {f"{stack[1]}.{e}.{stack[2]}.weight": part for e, part in enumerate(bits)} if stack else {name: bits}
+            for part, values in parts.items():
+                yield part, torch.from_numpy(values.copy()).view(dtype)
 
 
 def residual_stream(folder: Path, tokens: NDArray[np.int64], names: list[str]) -> dict[str, NDArray[np.float32]]:
-    """float32 [S,M] of each named point of the residual stream, after one pass over tokens [S] in accuracy mode."""
+    """[S,n] of each named point, after one pass over tokens [S] in accuracy mode."""
     import openvino
 
     core = openvino.Core()
     model = core.read_model(folder / MODEL_FILE)
     model.add_outputs(names)
-    compiled = core.compile_model(model, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(model, "CPU", _ACCURACY)
     size = len(tokens)
     feeds = {
         "input_ids": tokens[None],
@@ -43,4 +52,47 @@ def residual_stream(folder: Path, tokens: NDArray[np.int64], names: list[str]) -
         "beam_idx": np.zeros(1, np.int32),
     }
     result = compiled.create_infer_request().infer(feeds)
-    return {name: np.array(result[name])[0] for name in names}
+    return {name: np.array(result[name]).reshape(size, -1) for name in names}
+
+
+def cut_experts(
+    folder: Path, layer: int, hidden: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """One layer's router and experts, cut out of the graph and run by themselves in accuracy mode.
+
+    hidden: float32 [n,M], what the layer's router and experts are given. Returns the router's logits float32 [n,E], the chosen
+    experts int64 [n,top_k] and the output float32 [n,M]. Only this layer's weights are read.
+    """
+    import openvino
+
+    core = openvino.Core()
+    names = [f"layers.{layer}.{part}" for part in ("router_logits", "experts", "moe")]
+    model = _between(core.read_model(folder / MODEL_FILE), f"layers.{layer}.moe_input", names)
+    compiled = core.compile_model(model, "CPU", _ACCURACY)
+    given = {"hidden": hidden[None], "input_ids": np.zeros((1, len(hidden)), np.int64)}
+    found = compiled.create_infer_request().infer({value.any_name: given[value.any_name] for value in compiled.inputs})
+    logits, experts, output = (np.array(found[index]).reshape(len(hidden), -1) for index in range(3))
+    return logits, experts.astype(np.int64), output
+
+
+def _between(model: Any, start: str, ends: list[str]) -> Any:
+    """An openvino.Model from the tensor `start`, its input `hidden` [B,S,M], to the tensors `ends`."""
+    import openvino
+    from openvino import opset13 as ops
+
+    tensors = {name: value for node in model.get_ops() for value in node.outputs() for name in value.get_names()}
+    cut = tensors[start]
+    hidden = ops.parameter(cut.get_partial_shape(), cut.get_element_type())
+    hidden.output(0).get_tensor().set_names({"hidden"})
+    for reader in cut.get_target_inputs():
+        reader.replace_source_output(hidden.output(0))
+    results = [ops.result(tensors[name]) for name in ends]
+    reached: dict[str, Any] = {}
+    waiting = list(results)
+    while waiting:
+        node = waiting.pop()
+        if node.get_friendly_name() not in reached:
+            reached[node.get_friendly_name()] = node
+            waiting += [value.get_node() for value in node.input_values()]
+    inputs = [parameter for parameter in model.get_parameters() if parameter.get_friendly_name() in reached]
+    return openvino.Model(results, [hidden, *inputs])

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from alize.models.checkpoint import Checkpoint
-from alize.models.reference import ROUND_TRIPS, Reference, WeightRule
+from alize.models.reference import ROUND_TRIPS, Reference, ReferenceRun, WeightRule
+from alize.models.routing import Routing
 from alize.progress import Progress
 from alize.validate.measure import Figures, measure
 
@@ -24,7 +25,9 @@ class References:
     """kept: int64 [n], ascending positions.   logits: float32 [n,V], of the artifact's own (stored) weights.
 
     floor: the same in another summation order.   floor_bf16: computed in bfloat16.   quantisation: stored weights against the
-    checkpoint's; None when they are the checkpoint's, bit for bit.
+    checkpoint's; None when they are the checkpoint's, bit for bit.   routing: what each token chose (None without experts);
+    the floors follow it, so that a near-tie of a router does not raise them, the quantisation does not: there a changed choice
+    is part of the loss.   router_floor: float64 [L], the float32 floor of each layer's router logits.
     """
 
     kept: NDArray[np.int64]
@@ -32,6 +35,8 @@ class References:
     floor: Figures
     floor_bf16: Figures | None
     quantisation: Figures | None
+    routing: Routing | None = None
+    router_floor: NDArray[np.float64] | None = None
 
     def logits_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         return self.logits[np.searchsorted(self.kept, positions)]
@@ -57,21 +62,28 @@ def run_references(
     """tokens: int64 [N]. weights: what the artifact stores (fp32, fp16, bf16)."""
     kept, rule = kept_positions(len(tokens)), as_stored(weights)
 
-    def run(name: str, reference: Reference) -> NDArray[np.float32]:
+    def run(name: str, reference: Reference, follow: Routing | None = None) -> ReferenceRun:
         progress.stage(name, steps=reference.config.num_layers)
-        done = reference.run([tokens], positions=[kept], progress=lambda _, count, __: progress.advance(1 if count else 0))
-        return done.logits[0]
+        return reference.run(
+            [tokens],
+            positions=[kept],
+            progress=lambda _, count, __: progress.advance(1 if count else 0),
+            follow=None if follow is None else [follow.experts],
+        )
 
-    logits = run("reference", Reference(checkpoint, weights=rule))
-    other = run("reference, summed otherwise", Reference(checkpoint, weights=rule, summation="split"))
-    floor = measure(logits, other, kept)
+    plain = run("reference", Reference(checkpoint, weights=rule))
+    logits, routing = plain.logits[0], plain.routing[0] if plain.routing else None
+    other = run("reference, summed otherwise", Reference(checkpoint, weights=rule, summation="split"), routing)
+    floor, router_floor = measure(logits, other.logits[0], kept), None
+    if routing is not None:
+        router_floor = np.abs(routing.logits - other.routing[0].logits).max(axis=(1, 2)).astype(np.float64)
     floor_bf16 = quantisation = None
     if bf16:
-        rounded = run("reference in bfloat16", Reference(checkpoint, weights=rule, compute=torch.bfloat16))
-        floor_bf16 = measure(logits, rounded, kept)
+        rounded = run("reference in bfloat16", Reference(checkpoint, weights=rule, compute=torch.bfloat16), routing)
+        floor_bf16 = measure(logits, rounded.logits[0], kept)
     if not stored_exactly(checkpoint, weights):
-        quantisation = measure(run("reference, original weights", Reference(checkpoint)), logits, kept)
-    return References(kept, logits, floor, floor_bf16, quantisation)
+        quantisation = measure(run("reference, original weights", Reference(checkpoint)).logits[0], logits, kept)
+    return References(kept, logits, floor, floor_bf16, quantisation, routing, router_floor)
 
 
 def stored_exactly(checkpoint: Checkpoint, weights: str) -> bool:

@@ -1,8 +1,10 @@
 """The validation of one artifact, from its tokens to its verdict. docs/validation.md explains the three questions."""
 
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +14,26 @@ from alize.compilers import Compiler
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
 from alize.models.registry import weights_of
+from alize.optimize.openvino_slices import Slices
 from alize.progress import Progress
 from alize.runtimes import golden
 from alize.runtimes.registry import Engine, backend_module
-from alize.validate.cases import UNWINDOWED_SPAN, Plan, make_plan
+from alize.validate.cases import UNWINDOWED_SPAN, Case, Plan, active_parameters, make_plan
 from alize.validate.continuation import check_continuation
-from alize.validate.diagnose import changed_weights, first_difference, tap_names
-from alize.validate.drive import run_case
+from alize.validate.coverage import Coverage
+from alize.validate.cut_out import examine
+from alize.validate.diagnose import changed_weights
+from alize.validate.drive import chosen_experts, expert_taps, run_case
 from alize.validate.evidence import CaseEvidence, Evidence
 from alize.validate.judge import Budget, fidelity_limit, judge_fidelity, judge_loss
+from alize.validate.locate import locate
 from alize.validate.measure import Figures, measure
+from alize.validate.near_ties import ROUTER_NEAR_TIE, Choice, follow
 from alize.validate.prompts import validation_tokens
 from alize.validate.references import References, as_stored, run_references
+from alize.validate.slices import OpenSlice, chosen_in_slices, run_cases, spelt
 
-__all__ = ["Outcome", "validate_folder"]
+__all__ = ["Outcome", "plan_for", "validate_folder"]
 
 _SECONDS_A_MULTIPLICATION = 1 / 30e9
 """What a token costs for each parameter that it is multiplied with: two cores reach some 70 GFLOP/s, half of it is assumed."""
@@ -50,78 +58,135 @@ def validate_folder(
     budget: Budget,
     budget_seconds: float,
     progress: Progress,
+    slices: Slices | None = None,
 ) -> Outcome:
     """Runs the reference and the artifact in FOLDER over the cases that the config asks for.
 
     draft: the manifest before it is sealed (model, target and configurations are read). budget_seconds = 0 leaves everything
-    out: the verdict is then "partial", which `load` refuses. Raises what the checkpoint, the engine and the reference raise.
+    out: the verdict is then "partial", which `load` refuses. slices: run the artifact these layers at a time, where all of
+    them unpacked would not fit in memory; the greedy continuation is then left out. Raises what the checkpoint, the engine and
+    the reference raise.
     """
-    return _Validation(folder, draft, checkpoint, compiler, budget, progress).run(budget_seconds)
+    return _Validation(folder, draft, checkpoint, compiler, budget, progress, slices).run(budget_seconds)
+
+
+def plan_for(checkpoint: Checkpoint, info: ModelInfo, budget_seconds: float) -> Plan:
+    """What a validation of that budget runs, from the checkpoint's headers alone; with a budget of 0 s nothing."""
+    if budget_seconds == 0:
+        return Plan(length=0, cases=(), edges=(), continuation=0, bf16_floor=False, left_out=())
+    seconds_a_token = active_parameters(weights_of(checkpoint), info) * _SECONDS_A_MULTIPLICATION
+    return make_plan(info, seconds_a_token=seconds_a_token, budget_seconds=budget_seconds)
 
 
 class _Validation:
     def __init__(
-        self, folder: Path, draft: Manifest, checkpoint: Checkpoint, compiler: Compiler, budget: Budget, progress: Progress
+        self,
+        folder: Path,
+        draft: Manifest,
+        checkpoint: Checkpoint,
+        compiler: Compiler,
+        budget: Budget,
+        progress: Progress,
+        slices: Slices | None,
     ) -> None:
+        self.slices = slices
         self.folder, self.draft, self.checkpoint = folder, draft, checkpoint
         self.compiler, self.budget, self.progress = compiler, budget, progress
         self.info: ModelInfo = draft.model
+        self.device = compiler.plan(draft.target.device).proof  # another one than the artifact's where that need not be here
+        self.cross = self.device != draft.target.device
         self.cases: list[CaseEvidence] = []
+        self.far: list[str] = []
+        self.followed = 0
 
     def run(self, budget_seconds: float) -> Outcome:
         if budget_seconds == 0:
             return self._nothing()
         weights = weights_of(self.checkpoint)
-        parameters = sum(int(np.prod(weight.shape)) for weight in weights.values())
-        plan = make_plan(self.info, seconds_a_token=parameters * _SECONDS_A_MULTIPLICATION, budget_seconds=budget_seconds)
+        plan = plan_for(self.checkpoint, self.info, budget_seconds)
         tokens = validation_tokens(self.checkpoint.folder, self.info, plan.length)
         self.progress.stage("compare weights", steps=1)
-        findings = changed_weights(self.compiler.probe.stored_weights(self.folder), self.checkpoint, weights)
+        single = {part: one for name, weight in weights.items() for part, one in weight.apart(name).items()}
+        findings = changed_weights(self.compiler.probe.stored_weights(self.folder), self.checkpoint, single)
         references = run_references(
             self.checkpoint, tokens, weights=self.draft.target.weights, bf16=plan.bf16_floor, progress=self.progress
         )
         self._fidelity_and_runtime(plan, tokens, references)
         self._quantisation(plan, references)
         continuation = self._continuation(plan, tokens)
+        coverage, forced = self._experts(references)
+        findings += forced
         if any(case.reasons and case.question == "compile fidelity" for case in self.cases):
-            findings += self._locate(tokens[: (max(self.info.windows) or UNWINDOWED_SPAN) + 3])
+            findings += self._locate(tokens[: (max(self.info.windows) or UNWINDOWED_SPAN) + 3], coverage)
         evidence = Evidence(
             cases=tuple(self.cases),
             floor=references.floor,
             floor_bf16=references.floor_bf16,
             findings=tuple(findings),
-            left_out=plan.left_out,
+            left_out=(*plan.left_out, *self._elsewhere(), *self._sliced(), *(coverage.unreachable_names() if coverage else ())),
             continuation=continuation,
+            coverage=coverage,
         )
-        return Outcome(self._verdict(evidence, plan), evidence, self._golden(tokens, references), self._golden_budget())
+        return Outcome(self._verdict(evidence), evidence, self._golden(tokens, references), self._golden_budget())
 
     def _fidelity_and_runtime(self, plan: Plan, tokens: NDArray[np.int64], references: References) -> None:
         """Each case in accuracy mode against the reference, then as `load` runs it against accuracy mode.
 
-        Where both are the same configuration there is nothing to lose, and the second half is not run.
+        The second half is not run where both are the same configuration, and where the device that `load` runs it on is not
+        here: what is lost there is judged by the golden prompts, at the first load.
         """
         limit = fidelity_limit(references.floor, self.budget)
         options = dict(self.draft.configurations[0].options)
-        differs = options != dict(self.compiler.accuracy)
+        differs = not self.cross and options != dict(self.compiler.accuracy)
         self.progress.stage("artifact", steps=(1 + differs) * len(plan.cases))
         exact: list[NDArray[np.float32]] = []
-        engine = self._open(dict(self.compiler.accuracy))
-        for case in plan.cases:
-            positions, logits = run_case(engine, self.info, case, tokens, references.kept)
+        answers = self._answers(dict(self.compiler.accuracy), plan, tokens, references.kept)
+        for case, (positions, logits) in zip(plan.cases, answers, strict=True):
             figures = measure(references.logits_at(positions), logits, positions)
             reasons = tuple(judge_fidelity(figures, limit))
             self.cases.append(CaseEvidence(case.name, "compile fidelity", figures, limit, reasons, plan.edges))
             exact.append(logits)
             self.progress.advance()
-        engine.close()
+        if references.router_floor is not None:
+            tolerance = self.budget.fidelity_factor * references.router_floor
+            far = self._near_ties(plan, tokens, references, exact, self.compiler.accuracy, tolerance, judge_fidelity, limit)
+            self.far += [str(choice) for choice in far[:1]]
         if not differs:
             return
-        engine = self._open(options)
-        for case, expected in zip(plan.cases, exact, strict=True):
-            positions, logits = run_case(engine, self.info, case, tokens, references.kept)
+        lossy: list[NDArray[np.float32]] = []
+        answers = self._answers(options, plan, tokens, references.kept)
+        for case, expected, (positions, logits) in zip(plan.cases, exact, answers, strict=True):
             self._loss("runtime loss", case.name, measure(expected, logits, positions), plan)
+            lossy.append(logits)
             self.progress.advance()
+        if references.routing is not None:
+            tolerance = np.full(self.info.layers, ROUTER_NEAR_TIE)
+            worst = self.budget.runtime_kl_max
+            self._near_ties(
+                plan,
+                tokens,
+                references,
+                lossy,
+                options,
+                tolerance,
+                lambda figures, mean: judge_loss(figures, mean=mean, worst=worst),
+                self.budget.runtime_kl,
+            )
+
+    def _answers(
+        self, options: dict[str, str | int | bool], plan: Plan, tokens: NDArray[np.int64], kept: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Positions and logits of each case, from an engine that is closed behind the last one."""
+        if self.slices is not None:
+            yield from run_cases(self._slice_opener(options), self.slices, self.info, plan.cases, tokens, kept)
+            return
+        engine = self._open(options)
+        for case in plan.cases:
+            yield run_case(engine, self.info, case, tokens, kept)
         engine.close()
+
+    def _slice_opener(self, options: dict[str, str | int | bool]) -> OpenSlice:
+        return partial(self.compiler.slicer.open_slice, self.folder, self.info, options)
 
     def _quantisation(self, plan: Plan, references: References) -> None:
         if references.quantisation is not None:
@@ -135,43 +200,125 @@ class _Validation:
         self.cases.append(CaseEvidence(name, question, figures, mean, reasons, plan.edges))
 
     def _continuation(self, plan: Plan, tokens: NDArray[np.int64]) -> dict[str, str]:
-        if not plan.continuation:
+        if not plan.continuation or self.slices is not None:  # each token of it needs all layers
             return {}
         self.progress.stage("greedy continuation")
-        engine = self._open(dict(self.draft.configurations[0].options))
+        options = dict(self.compiler.accuracy if self.cross else self.draft.configurations[0].options)
+        engine = self._open(options)
         prompt = tokens[: min(64, plan.length // 2)]
         figures, reasons, texts = check_continuation(
-            engine, self.info, self.checkpoint, prompt, plan.continuation, weights=self.draft.target.weights
+            engine,
+            self.info,
+            self.checkpoint,
+            prompt,
+            plan.continuation,
+            weights=self.draft.target.weights,
+            tapped=lambda: self._open(options, taps=expert_taps(self.info)),
         )
         engine.close()
         self.cases.append(CaseEvidence("greedy continuation", "runtime loss", figures, float("inf"), tuple(reasons), ()))
         return texts
 
-    def _locate(self, tokens: NDArray[np.int64]) -> list[str]:
-        """The first layer, half and position where the residual stream leaves the reference's."""
-        self.progress.stage("find the first difference")
-        plain, split = (_taps(self.checkpoint, tokens, self.draft.target.weights, order) for order in ("plain", "split"))
-        artifact = self.compiler.probe.residual_stream(self.folder, tokens, tap_names(self.info))
-        found = first_difference(plain, split, artifact, self.info)
-        return (
-            [found] if found else ["the residual stream agrees in one pass: the difference is in the cache, the head or the mask"]
+    def _near_ties(
+        self,
+        plan: Plan,
+        tokens: NDArray[np.int64],
+        references: References,
+        answers: list[NDArray[np.float32]],
+        options: Mapping[str, str | int | bool],
+        tolerance: NDArray[np.float64],
+        judge: Callable[[Figures, float], list[str]],
+        limit: float,
+    ) -> list[Choice]:
+        """The last cases measured, those that fail, again: against a reference that chose as the artifact did, under `options`,
+        where the logits of its router are no further apart than tolerance [L]. Returns the choices that were."""
+        first, far = len(self.cases) - len(plan.cases), list[Choice]()
+        failing = [number for number in range(len(plan.cases)) if self.cases[first + number].reasons]
+        if not failing:
+            return far
+        self.progress.stage("follow the router's near-ties", steps=len(failing))
+        choices_of = self._chooser(dict(options))
+        reference = Reference(self.checkpoint, weights=as_stored(self.draft.target.weights))
+        for number in failing:
+            case, before = plan.cases[number], self.cases[first + number]
+            found = follow(reference, references, case, tokens, choices_of(case, tokens), tolerance=tolerance)
+            far += found.far
+            if found.logits is not None:
+                figures = measure(found.logits, answers[number], before.figures.positions)
+                notes = tuple(f"near-tie followed: {choice}" for choice in found.near)
+                after = dataclasses.replace(before, figures=figures, reasons=tuple(judge(figures, limit)), notes=notes)
+                self.cases[first + number] = after
+                self.followed += len(found.near)
+            self.progress.advance()
+        return far
+
+    def _chooser(self, options: dict[str, str | int | bool]) -> Callable[[Case, NDArray[np.int64]], list[NDArray[np.int64]]]:
+        """(case, tokens) -> the experts [L,S,top_k] that the artifact chooses in each row of it."""
+        if self.slices is not None:
+            return partial(chosen_in_slices, self._slice_opener(options), self.slices, self.info)
+        return partial(chosen_experts, self._open(options, taps=expert_taps(self.info)), self.info)
+
+    def _experts(self, references: References) -> tuple[Coverage | None, list[str]]:
+        """Which experts the tokens reached; the others are run by name in the cut-out layer. No budget drops this."""
+        if references.routing is None:
+            return None, []
+        coverage, findings = Coverage.of(references.routing, references.kept), list[str]()
+        missed = {layer: np.flatnonzero(counts == 0).tolist() for layer, counts in enumerate(coverage.counts)}
+        missed = {layer: experts for layer, experts in missed.items() if experts}
+        if missed:
+            self.progress.stage("experts that no token reached", steps=len(missed))
+        reference = Reference(self.checkpoint, weights=as_stored(self.draft.target.weights))
+        run = partial(
+            examine, self.compiler.probe, self.folder, top_k=self.info.experts_per_token, factor=self.budget.fidelity_factor
         )
+        for layer, experts in missed.items():
+            mixture = reference.mixture(layer)
+            cut = run(mixture, layer, experts)
+            coverage.forced[layer, list(cut.ran)] = True
+            coverage.unreachable[layer, list(cut.unreachable)] = True
+            if cut.findings:  # all of the layer's, to tell which one it is
+                cut = run(mixture, layer, range(self.info.experts))
+                coverage.wrong[layer, list(cut.wrong)] = True
+                findings += cut.findings
+            self.progress.advance()
+        return coverage, findings
 
-    def _open(self, options: dict[str, str | int | bool]) -> Engine:
+    def _locate(self, tokens: NDArray[np.int64], coverage: Coverage | None) -> list[str]:
+        """The first layer, part and position where the residual stream leaves the reference's, and what is wrong there."""
+        if self.slices is not None:
+            return [*self.far[:1], "the first difference was not looked for: the artifact was run in slices of its layers"]
+        self.progress.stage("find the first difference")
+        rule, factor = as_stored(self.draft.target.weights), self.budget.fidelity_factor
+        found = locate(self.compiler.probe, self.folder, self.checkpoint, self.info, tokens, rule=rule, factor=factor)
+        if coverage is not None:
+            coverage.wrong[found.layer, list(found.experts)] = True
+        nowhere = "the residual stream agrees in one pass: the difference is in the cache, the head or the mask"
+        return list(found.findings) or self.far[:1] or [nowhere]
+
+    def _elsewhere(self) -> tuple[str, ...]:
+        device = self.draft.target.device
+        return (f"runtime loss on {device}: the golden prompts are replayed at its first load",) if self.cross else ()
+
+    def _sliced(self) -> tuple[str, ...]:
+        return () if self.slices is None else (f"all layers at once and the greedy continuation: it ran in {spelt(self.slices)}",)
+
+    def _open(self, options: dict[str, str | int | bool], taps: Sequence[str] = ()) -> Engine:
         target = self.draft.target
-        return backend_module(target.backend).open(self.folder, self.draft, target.device, options)
+        return backend_module(target.backend).open(self.folder, self.draft, self.device, options, taps)
 
-    def _verdict(self, evidence: Evidence, plan: Plan) -> Validation:
+    def _verdict(self, evidence: Evidence) -> Validation:
         results = tuple(
             CaseResult(case.name, case.question, not case.reasons, case.figures.finite_summary())  # type: ignore[arg-type]
             for case in evidence.cases
         )
         floors = {"float32 floor": evidence.floor, "bfloat16 floor": evidence.floor_bf16}
         figures = {name: floor.finite_summary() for name, floor in floors.items() if floor is not None}
+        if evidence.coverage is not None:
+            figures["experts"] = evidence.coverage.figures() | {"near_ties_followed": float(self.followed)}
         return Validation(
-            level="device-validated",
+            level="graph-validated" if self.cross else "device-validated",
             verdict="fail" if evidence.complaints else "pass",
-            left_out=plan.left_out,
+            left_out=evidence.left_out,
             budget=self.budget.as_dict(),
             cases=results,
             figures=figures,
@@ -193,11 +340,3 @@ class _Validation:
 
     def _golden_budget(self) -> golden.Budget:
         return golden.Budget(kl=self.budget.runtime_kl_max, max_log_prob_error=1.0)
-
-
-def _taps(
-    checkpoint: Checkpoint, tokens: NDArray[np.int64], weights: str, summation: Literal["plain", "split"]
-) -> dict[str, NDArray[np.float32]]:
-    """What the reference's heads attended to and its residual stream, over tokens [S]."""
-    reference = Reference(checkpoint, weights=as_stored(weights), summation=summation)
-    return reference.run([tokens], positions=[np.array([0])], taps=True).taps[0]

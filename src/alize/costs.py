@@ -1,0 +1,174 @@
+"""What the parts of a build cost in memory, disk and time. Every constant that an estimate uses is here.
+
+They were measured on Mistral-7B's shape cut to 2 and 4 layers, see docs/memory.md; benchmarks/build_memory.py compares what
+comes of them with what a build takes.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from alize.artifact.manifest import ModelInfo
+from alize.models.checkpoint import Checkpoint
+from alize.models.reference import HEAD_ROWS, ROWS
+from alize.models.registry import family_for, weights_of
+from alize.validate.cases import Plan
+from alize.validate.references import kept_positions
+
+__all__ = ["OTHER_FILES", "SCRATCH", "Model", "Speed", "build_memory", "run_memory", "seconds"]
+
+PROCESS = 300_000_000
+"""Anonymous bytes of a process that has imported PyTorch, the exporter and the engine, and has exported a graph."""
+
+WORKING = 80_000_000
+"""Anonymous bytes of what is computed on the way and too small to be told apart."""
+
+COPIED = {"openvino": 2.2, "onnxruntime": 2.7}
+"""Of the largest weight as it is stored, what comparing it with the checkpoint's holds (writing it holds no more): copies."""
+
+UNPACKED = {"openvino": {"fp32": 1.0, "fp16": 2.0, "bf16": 2.0}, "onnxruntime": {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0}}
+"""Of the weights in float32, what the engine holds once it has run: OpenVINO keeps them both converted and packed."""
+
+OTHER_FILES = 3_000_000
+"""Bytes of graph, report and golden prompts; the tokenizer's files are counted as they are."""
+
+SCRATCH = {"openvino": 1.0, "onnxruntime": 0.0}
+"""Of the output's weights, what lies on the disk beside them for a while: OpenVINO reads them from a scratch ONNX file."""
+
+EFFICIENCY = 0.5
+"""Of the machine's speed at one simple thing, what a build gets out of it."""
+
+TRACED, TRACED_LAYER = 2.0, 0.4
+"""Seconds of exporting, and of one layer in it."""
+
+OPENED = 2.0
+"""How often the engine copies its weights, in float32, while it opens an artifact."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of a checkpoint's model as a target stores it. Numbers of parameters but where bytes are named.
+
+    layer: of the largest layer.   matrix: of its largest matrix, one expert's for itself.   active: what a token is multiplied
+    with.   inner: width of the MLP.   read_bytes: of the checkpoint.   stored_bytes, largest_bytes: of all weights and of the
+    largest one in the artifact.
+    """
+
+    info: ModelInfo
+    target: str
+    weights: str
+    layer: int
+    embedding: int
+    head: int
+    matrix: int
+    active: float
+    inner: int
+    read_bytes: int
+    stored_bytes: int
+    largest_bytes: int
+
+    @staticmethod
+    def of(checkpoint: Checkpoint, info: ModelInfo, *, target: str, weights: str) -> "Model":
+        """From config.json and the shards' headers."""
+        shapes = {part: one.shape for name, weight in weights_of(checkpoint).items() for part, one in weight.apart(name).items()}
+        counts = {name: math.prod(shape) for name, shape in shapes.items()}
+        stored = [stored_bytes(shape, weights) for name, shape in shapes.items()]
+        layers = [0] * info.layers
+        for name, count in counts.items():
+            if name.startswith("model.layers."):
+                layers[int(name.split(".")[2])] += count
+        embedding = counts["model.embed_tokens.weight"]
+        head = counts.get("lm_head.weight", embedding)
+        experts = sum(count for name, count in counts.items() if ".mlp.experts." in name)
+        share = info.experts_per_token / info.experts if info.experts else 0.0
+        return Model(
+            info=info,
+            target=target,
+            weights=weights,
+            layer=max(layers),
+            embedding=embedding,
+            head=head,
+            matrix=max(count for name, count in counts.items() if name.startswith("model.layers.")),
+            active=sum(layers) + head - experts * (1 - share),
+            inner=family_for(checkpoint.config).config.from_dict(checkpoint.config).intermediate_size,
+            read_bytes=sum(tensor.size for tensor in checkpoint.stored_tensors.values()),
+            stored_bytes=sum(stored),
+            largest_bytes=max(stored),
+        )
+
+
+def stored_bytes(shape: tuple[int, ...], weights: str) -> int:
+    """Bytes of one weight in an artifact: matrices as `weights` says, vectors in float32."""
+    return math.prod(shape) * (4 if len(shape) < 2 else {"fp32": 4, "fp16": 2, "bf16": 2}[weights])
+
+
+def build_memory(model: Model, plan: Plan) -> int:
+    """Anonymous bytes at the peak of lowering, of comparing the weights and of the reference run, one after the other."""
+    info = model.info
+    window = max(info.windows)
+    keys = min(plan.length, window + 128) if window else plan.length  # alize.models.ops.QUERY_ROWS queries at a time
+    stream = 4 * plan.length * (4 * info.hidden_size + 2 * info.query_heads * info.head_size)
+    scores = 3 * 4 * info.query_heads * 128 * keys
+    layer = 4 * (model.layer + model.matrix) + stream + max(scores, 3 * 4 * min(ROWS, plan.length) * model.inner)
+    logits = 4 * len(kept_positions(plan.length)) * info.vocab_size
+    head = 6 * min(HEAD_ROWS, info.vocab_size) * info.hidden_size + 2 * logits
+    copied = COPIED[model.target] * model.largest_bytes
+    return PROCESS + int(max(copied, WORKING + logits + max(layer, head)))
+
+
+def run_memory(model: Model, plan: Plan, layers: int) -> int:
+    """Anonymous bytes of the engine with so many layers. Of a slice: with the head or the embedding, whichever is larger."""
+    unpacked = UNPACKED[model.target][model.weights]
+    head, table = 4 * unpacked * model.head, 4 * model.embedding
+    weights = 4 * unpacked * layers * model.layer + (head + table if layers == model.info.layers else max(head, table))
+    rows = max((len(case.first) * max(case.first) for case in plan.cases), default=0)
+    logits = 3 * 4 * rows * model.info.vocab_size  # the engine's, the runner's copy of them and the session's
+    return PROCESS + WORKING + int(weights + logits)
+
+
+def seconds(model: Model, plan: Plan, speed: "Speed") -> tuple[float, float]:
+    """Of building and of validating."""
+    whole = 4 * (model.info.layers * model.layer + model.head)  # bytes in float32
+    opened = OPENED * whole / speed.copied
+    building = (model.read_bytes + model.stored_bytes) / speed.hashed + TRACED + model.info.layers * TRACED_LAYER + opened
+    building += (model.read_bytes + (1 + SCRATCH[model.target]) * model.stored_bytes) / speed.copied
+    passes = 3 if plan.bf16_floor else 2
+    reference = passes * (2 * model.active * plan.length / speed.multiplied + 1.5 * whole / speed.copied)
+    tokens, steps = sum(case.tokens for case in plan.cases), sum(1 + len(case.steps) for case in plan.cases)
+    own = 2 * (2 * model.active * tokens / speed.multiplied + 4 * model.active * steps / speed.copied + opened)
+    own += plan.continuation * 4 * model.active / speed.copied + (opened if plan.continuation else 0.0)
+    return building, reference + own + 2 * model.stored_bytes / speed.copied
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Units a second: bytes hashed by two threads, bytes copied, floating point operations of matrix products."""
+
+    hashed: float
+    copied: float
+    multiplied: float
+
+    @staticmethod
+    def here() -> "Speed":
+        """Measured now, in a fraction of a second: other work on the machine slows a build as well."""
+        import torch
+
+        data = bytes(1 << 23)
+        hashed = _rate(2 * len(data), lambda: hashlib.sha256(data).digest())
+        source, place = torch.ones(1 << 24), torch.empty(1 << 24)
+        copied = _rate(4 << 24, lambda: place.copy_(source))
+        left, right = torch.ones(256, 2048), torch.ones(2048, 2048)
+        multiplied = _rate(2 * 256 * 2048 * 2048, lambda: left @ right)
+        return Speed(hashed, EFFICIENCY * copied, EFFICIENCY * multiplied)
+
+
+def _rate(amount: float, work: Callable[[], object]) -> float:
+    """The best of three."""
+    best = math.inf
+    for _ in range(3):
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+    return amount / max(best, 1e-9)

@@ -1,0 +1,171 @@
+"""What a build will need is told from headers alone, and what cannot fit is refused before it starts, with what would fit."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alize import estimate as module
+from alize.build import build, estimate_build, model_info
+from alize.compilers import COMPILERS
+from alize.costs import Model, Speed, build_memory, run_memory, seconds
+from alize.errors import BuildError
+from alize.estimate import Estimate, estimate
+from alize.models.checkpoint import Checkpoint
+from alize.validate.run import plan_for
+from tests.builds.conftest import Alize, alize  # noqa: F401 - a fixture
+from tests.tiny import tiny_checkpoint
+
+LAYERS = 6
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", layers=LAYERS, window=12, dtype="bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available_bytes", lambda: 16 * GB)
+    monkeypatch.setattr(module, "free_bytes", lambda _: 16 * GB)
+
+
+def expected(checkpoint: Path, *, target: str = "openvino", weights: str = "bf16", **options: Any) -> Estimate:
+    opened = Checkpoint.open(checkpoint)
+    info = model_info(opened)
+    plan, output = plan_for(opened, info, 300.0), checkpoint / "out"
+    return estimate(opened, info, plan, target=target, weights=weights, output=output, choices=("fp32", "fp16"), **options)
+
+
+def model(folder: Path, **options: Any) -> Model:
+    checkpoint = Checkpoint.open(tiny_checkpoint(folder, dtype="bfloat16", **options))
+    return Model.of(checkpoint, model_info(checkpoint), target="openvino", weights="bf16")
+
+
+def test_sizes_come_from_the_headers(tmp_path: Path) -> None:
+    small = model(tmp_path / "dense", layers=2)
+    matrices = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 56 * 32  # q and o, k and v, the MLP
+    assert small.layer == matrices + 2 * 32
+    assert (small.matrix, small.embedding, small.head) == (56 * 32, 320 * 32, 320 * 32)
+    assert small.stored_bytes == 2 * (2 * matrices + 2 * 320 * 32) + 4 * (2 * 2 * 32 + 32)
+    assert small.read_bytes == 2 * (2 * small.layer + 2 * 320 * 32 + 32)
+    assert small.largest_bytes == 2 * 320 * 32
+    assert small.active == 2 * small.layer + small.head
+    sparse = model(tmp_path / "sparse", layers=2, experts=4, top_k=1)
+    assert sparse.matrix == small.matrix
+    assert sparse.layer == small.layer + 9 * 56 * 32 + 4 * 32
+    assert sparse.active == 2 * (small.layer + 4 * 32) + small.head
+
+
+def test_building_does_not_grow_with_layers_and_the_artifacts_run_does(tmp_path: Path) -> None:
+    small, large = (model(tmp_path / str(layers), layers=layers) for layers in (2, 9))
+    plan = plan_for(Checkpoint.open(tmp_path / "2"), small.info, 300.0)
+    assert build_memory(small, plan) == build_memory(large, plan)
+    grown = run_memory(large, plan, 9) - run_memory(small, plan, 2)
+    assert grown == 7 * 2 * 4 * small.layer
+    assert run_memory(large, plan, 1) < run_memory(small, plan, 2)
+    speed = Speed(hashed=1e6, copied=1e6, multiplied=1e6)
+    assert all(more > less for more, less in zip(seconds(large, plan, speed), seconds(small, plan, speed), strict=True))
+
+
+def test_slices_are_the_fewest_that_fit(checkpoint: Path) -> None:
+    whole = expected(checkpoint)
+    assert (whole.slices, whole.problem, whole.run_memory) == (None, None, whole.whole_run_memory)
+    assert expected(checkpoint, max_memory=whole.run_memory).slices is None
+    halves = expected(checkpoint, max_memory=whole.run_memory - 1)
+    assert halves.slices == ((0, 3), (3, 6))
+    assert halves.problem is None
+    assert halves.run_memory < whole.run_memory == halves.whole_run_memory
+
+
+def test_what_would_fit_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    least = expected(checkpoint, max_memory=1).run_memory
+    monkeypatch.setattr(module, "build_memory", lambda *_: 1)
+    assert expected(checkpoint, max_memory=least).problem is None
+    problem = expected(checkpoint, max_memory=least - 1).problem
+    assert problem is not None
+    assert problem.startswith("validating needs 3")
+    assert problem.endswith(
+        "of memory to run the artifact in bf16, 380 MB may be used: --weights fp32 (380 MB), build on a larger machine"
+    )
+    monkeypatch.setattr(module, "free_bytes", lambda _: 10**6)
+    problem = expected(checkpoint).problem
+    assert problem is not None
+    assert problem.startswith("the build needs 3.")
+    assert problem.endswith(f"of disk in {checkpoint}, 1.0 MB are free: choose an --output on another disk")
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "free_bytes", lambda _: 16 * GB)
+    problem = expected(checkpoint, max_memory=10**6).problem
+    assert problem is not None
+    assert "for one layer in float32 and what is computed with it, 1.0 MB may be used: free memory, or build on" in problem
+
+
+@pytest.mark.parametrize("target", COMPILERS)
+def test_what_does_not_fit_is_refused_before_it_starts(target: str, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "out"
+    with pytest.raises(BuildError, match=r"1\.0 MB may be used"):
+        build(str(checkpoint), output=output, target=target, max_memory=10**6)
+    assert list(tmp_path.iterdir()) == []
+    told = estimate_build(str(checkpoint), output=output, target=target, max_memory=10**6)
+    assert told.problem is not None
+    with pytest.raises(BuildError):
+        told.check()
+
+
+@pytest.mark.parametrize("target", COMPILERS)
+def test_a_build_that_does_not_fit_at_once_is_run_in_slices(target: str, checkpoint: Path, tmp_path: Path) -> None:
+    limit = estimate_build(str(checkpoint), output=tmp_path / "out", target=target).run_memory - 1
+    manifest = build(str(checkpoint), output=tmp_path / "out", target=target, max_memory=limit)
+    assert manifest.validation.verdict == "pass"
+    assert manifest.target.structure["compiled_in_slices"] == [[0, 2], [3, 5]]
+    assert manifest.validation.left_out == (
+        "all layers at once and the greedy continuation: it ran in 2 slices of layers (0-2, 3-5)",
+    )
+    whole = build(str(checkpoint), output=tmp_path / "whole", target=target)
+    assert "compiled_in_slices" not in whole.target.structure
+    same = {case.name: case for case in whole.validation.cases}
+    assert all(same[case.name] == case for case in manifest.validation.cases)
+    weights = {entry.path: entry for entry in manifest.files if entry.path.startswith(("openvino_model", "model.onnx"))}
+    assert weights == {entry.path: entry for entry in whole.files if entry.path in weights}
+
+
+def test_a_dry_run_tells_and_writes_nothing(checkpoint: Path, tmp_path: Path, alize: Alize) -> None:  # noqa: F811
+    words = ("build", checkpoint, "-o", tmp_path / "out", "--dry-run")
+    ran = alize(*words)
+    assert ran.code == 0
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["memory", "disk", "time", "fits"]
+    assert ran.out.endswith("fits    yes\n")
+    ran = alize(*words, "--max-memory", "1MB")
+    assert ran.code == 0
+    assert "fits    no: the build needs" in ran.out
+    ran = alize(*words, "--json", "--max-memory", "1MB")
+    assert ran.code == 0
+    assert '"memory_limit": 1000000' in ran.out
+    assert list(tmp_path.iterdir()) == []
+    ran = alize("build", checkpoint, "-o", tmp_path / "out", "--max-memory", "1MB")
+    assert ran.code == 4
+    assert "alize: estimate: memory" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 8 * GB), ("500M", 5 * 10**8), ("2e9", 2 * GB), ("1.5 tb", 1500 * GB), ("7kB", 7000)]
+)
+def test_sizes_as_they_are_written(text: str, size: int, checkpoint: Path, tmp_path: Path, alize: Alize) -> None:  # noqa: F811
+    ran = alize("build", checkpoint, "-o", tmp_path / "out", "--dry-run", "--json", "--max-memory", text)
+    assert f'"memory_limit": {min(size, 16 * GB)}' in ran.out
+
+
+@pytest.mark.parametrize("text", ["much", "0", "nan", "GB", "infGB"])
+def test_sizes_that_are_none(text: str, checkpoint: Path, alize: Alize) -> None:  # noqa: F811
+    ran = alize("build", checkpoint, "--dry-run", "--max-memory", text)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"--max-memory {text} must be a size like 8GB or 500M" in ran.err
+
+
+def test_estimates_are_plain_numbers(checkpoint: Path) -> None:
+    told = expected(checkpoint)
+    assert told.as_dict().keys() == {field.name for field in dataclasses.fields(told)}
+    assert told.line().count("\n") == 0
