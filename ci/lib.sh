@@ -41,14 +41,17 @@ wheel() {
     echo "$1"/alize-*.whl
 }
 
-# artifact TARGET WINDOW: builds the demo model's artifact unless it is there, and sets ARTIFACT to its folder
+# artifact TARGET KIND: builds the demo model's artifact unless it is there, and sets ARTIFACT to its folder. KIND: a window of the
+# demo model, or mixtral
 artifact() {
+    local model=$ARTIFACTS/model-w$2 options=(--window "$2")
     ARTIFACT=$ARTIFACTS/$1-w$2
+    [ "$2" != mixtral ] || { model=$ARTIFACTS/model-mixtral options=(--mixtral) ARTIFACT=$ARTIFACTS/$1-mixtral; }
     [ ! -e "$ARTIFACT/manifest.json" ] || return 0
     make --silent env
     mkdir -p "$ARTIFACTS"
-    .venv/bin/alize demo-model "$ARTIFACTS/model-w$2" --window "$2"
-    .venv/bin/alize build "$ARTIFACTS/model-w$2" --target "$1" --output "$ARTIFACT"
+    .venv/bin/alize demo-model "$model" "${options[@]}"
+    .venv/bin/alize build "$model" --target "$1" --output "$ARTIFACT"
 }
 
 # without PYTHON MODULE...: fails when one of the modules can be imported

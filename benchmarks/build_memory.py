@@ -1,0 +1,135 @@
+"""Builds checkpoints and compares what the estimate said with what the build took.
+
+    python -m benchmarks.build_memory WORK [--case SHAPE:LAYERS[:TARGET[:WEIGHTS]]] ... [--window 64] [-- OPTIONS OF BUILD]
+
+from the repository's root. A case is a shape of make_checkpoint.py cut to so many layers, or the folder of a checkpoint in place
+of SHAPE:LAYERS; without any, CASES. Every build is a process of its own. Checkpoints are written below WORK once, their windows
+of --window tokens (published ones make validating long, and change its activations only); artifacts are removed. The result is in
+benchmarks/results/build-memory.json: bytes of anonymous memory by stage, of disk, seconds, and each estimate over the measured.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.make_checkpoint import SHAPES, write_checkpoint
+from benchmarks.measuring import write_result
+
+CASES = (
+    "mistral-7b:2:openvino",
+    "mistral-7b:4:openvino",
+    "mistral-7b:6:openvino",
+    "mistral-7b:2:onnxruntime",
+    "mistral-7b:4:onnxruntime",
+    "mixtral-8x7b:1:openvino",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--case", action="append", help="SHAPE:LAYERS[:TARGET[:WEIGHTS]] or FOLDER[:TARGET[:WEIGHTS]]")
+    parser.add_argument("--window", type=int, default=64)
+    parser.add_argument("--name", default="build-memory", help="of the file of results")
+    parser.add_argument("rest", nargs="*", help="further options of `alize build`, behind --")
+    options = parser.parse_args()
+    cases = {case: measure(case, options.work, options.window, options.rest) for case in options.case or CASES}
+    write_result(options.name, {"command": " ".join(sys.argv[1:]), "cases": cases})
+
+
+def measure(case: str, work: Path, window: int, rest: list[str]) -> dict[str, Any]:
+    """One build."""
+    checkpoint, target, weights = _parse(case, work, window)
+    output = work / "artifact"
+    shutil.rmtree(output, ignore_errors=True)
+    words = ["build", str(checkpoint), "--target", target, "-o", str(output), *(["--weights", weights] if weights else []), *rest]
+    with _DiskUse(work) as disk:
+        subprocess.run([sys.executable, "-m", "alize", "-q", *words], check=True, stdout=subprocess.DEVNULL)
+    record = json.loads((output / "build-record.json").read_text())
+    sealed = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    shutil.rmtree(output)
+    expected, stages = record["estimate"], record["stages"]
+    building = [stage for stage in stages if not stage["own_run"]]
+    names = {stage["stage"] for stage in stages}
+    before = next(number for number, stage in enumerate(stages) if stage["stage"] == "companions")
+    measured = {
+        "build_memory": max(stage["peak_anonymous_bytes"] for stage in building),
+        "run_memory": max(stage["peak_anonymous_bytes"] for stage in stages if stage["own_run"]),
+        "output": sealed,
+        "disk": disk.peak,
+        "build_seconds": sum(s["seconds"] for i, s in enumerate(stages) if i <= before or s["stage"] in ("report", "seal")),
+        "validate_seconds": sum(
+            s["seconds"] for i, s in enumerate(stages) if i > before and s["stage"] not in ("report", "seal")
+        ),
+    }
+    assert "artifact" in names
+    return {
+        "estimate": {name: expected[name] for name in measured},
+        "measured": {name: round(value, 1) for name, value in measured.items()},
+        "estimate / measured": {name: round(expected[name] / value, 2) for name, value in measured.items()},
+        "slices": expected["slices"],
+        "anonymous_bytes": {stage["stage"]: stage["peak_anonymous_bytes"] for stage in stages},
+        "mapped_bytes": {stage["stage"]: stage["peak_mapped_bytes"] for stage in stages},
+        "seconds": {stage["stage"]: stage["seconds"] for stage in stages},
+    }
+
+
+def _parse(case: str, work: Path, window: int) -> tuple[Path, str, str]:
+    """Checkpoint, target and weights ("" = the checkpoint's own)."""
+    first, *others = case.split(":")
+    if first not in SHAPES:
+        return Path(first), *_two(others)
+    layers = int(others.pop(0))
+    folder = work / f"{first}-{layers}-w{window}"
+    if not folder.exists():
+        write_checkpoint(first, folder, layers=layers)
+        config = json.loads((folder / "config.json").read_text())
+        if config["sliding_window"]:
+            (folder / "config.json").write_text(json.dumps(config | {"sliding_window": window}, indent=2))
+    return folder, *_two(others)
+
+
+def _two(words: list[str]) -> tuple[str, str]:
+    return (words[0] if words else "openvino"), (words[1] if len(words) > 1 else "")
+
+
+class _DiskUse:
+    """The most bytes that files of a build, half made or done, had in a folder, looked at every 50 ms."""
+
+    def __init__(self, work: Path) -> None:
+        self.peak = 0
+        self._work = work
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> "_DiskUse":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._done.is_set():
+            size = 0
+            for folder in self._work.glob("*artifact*"):
+                for root, _, files in os.walk(folder):
+                    for name in files:
+                        try:
+                            size += (Path(root) / name).stat().st_size
+                        except OSError:  # renamed or removed meanwhile
+                            continue
+            self.peak = max(self.peak, size)
+            time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What the benchmarks share: engines without a build's validation, alternating measurements, the machine's description."""
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alize.build import draft_manifest
+from alize.compilers import compiler_for
+from alize.export.hub import export_hub
+from alize.models.checkpoint import Checkpoint
+from alize.runtimes.processor import processor_name
+from alize.runtimes.registry import backend_module
+from alize.runtimes.session import Session, session_limits
+
+__all__ = ["Lowered", "alternate", "bandwidth", "machine", "write_result"]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Lowered:
+    """A checkpoint lowered for a target, opened as `load` opens it; not validated, so good for measuring only."""
+
+    def __init__(
+        self, checkpoint: Path, target: str, folder: Path, *, weights: str, options: Mapping[str, str] | None = None
+    ) -> None:
+        compiler = compiler_for(target)
+        source = Checkpoint.open(checkpoint)
+        self.folder = folder
+        self.draft = draft_manifest(source, compiler, device="cpu", weights=weights, experts=(options or {}).get("experts"))
+        if not folder.exists():
+            unfinished = folder.with_name(f".{folder.name}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            compiler.lowering.lower(export_hub(source), unfinished, weights=weights, options=self.draft.target.options)
+            unfinished.rename(folder)
+        configuration = dict(self.draft.configurations[0].options)
+        self.engine = backend_module(target).open(folder, self.draft, "cpu", configuration)
+
+    def session(self) -> Session:
+        limits = session_limits(self.draft.model, {})
+        return Session(self.engine.runner(1), self.draft.model, batch=1, chunk=limits.chunk, slack=limits.slack)
+
+    def tokens(self, count: int, seed: int) -> np.ndarray[Any, Any]:
+        """int64 [1,count], random."""
+        return np.random.default_rng(seed).integers(0, self.draft.model.vocab_size, (1, count))
+
+
+def alternate(subjects: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[str, dict[str, float]]:
+    """Calls each in turn, `rounds` times over; each returns what it measured. Medians, quartiles and the paired ratios' medians.
+
+    Machines are shared and drift: only what was measured alternately in one run may be compared.
+    """
+    found: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(rounds):
+        for name, measure in subjects.items():
+            found[name].append(measure())
+    return {name: _summary(values) for name, values in found.items()} | {
+        f"{one} / {other}": _summary([a / b for a, b in zip(found[one], found[other], strict=True)])
+        for number, one in enumerate(found)
+        for other in list(found)[number + 1 :]
+    }
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {"median": round(middle, 5), "quartile_1": round(low, 5), "quartile_3": round(high, 5), "runs": len(values)}
+
+
+def bandwidth() -> float:
+    """Bytes a second that this machine reads now, all cores together: the best of five sums over 1 GB."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    cores = os.cpu_count() or 1
+    parts = np.array_split(np.ones(1 << 28, np.float32), cores)
+    best = 0.0
+    with ThreadPoolExecutor(cores) as pool:
+        for _ in range(5):
+            start = time.perf_counter()
+            list(pool.map(np.sum, parts))  # numpy lets go of the GIL
+            best = max(best, (4 << 28) / (time.perf_counter() - start))
+    return best
+
+
+def machine() -> dict[str, Any]:
+    """Where and under what load it was measured."""
+    from importlib.metadata import version
+
+    packages = ("openvino", "onnxruntime", "torch", "numpy")
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def write_result(name: str, result: dict[str, Any]) -> None:
+    """Prints the result and keeps it as benchmarks/results/NAME.json."""
+    text = json.dumps({**result, "machine": machine()}, indent=2)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
