@@ -11,7 +11,9 @@ import onnx_ir as ir
 
 from alize.errors import LoweringFailed, OutputError
 from alize.optimize.group_query_attention import group_query_attention
+from alize.optimize.onnxruntime_integers import check_integers
 from alize.optimize.passes import Pass, drop_functions, run, write
+from alize.optimize.quantise import float_part, integer_part
 from alize.optimize.rotary_before_split import rotary_before_split
 from alize.optimize.store_weights import store_weights
 from alize.optimize.transpose_weights import transpose_weights
@@ -24,9 +26,10 @@ MODEL_FILE = "model.onnx"
 def passes(weights: str) -> tuple[Pass, ...]:
     """The lowering, in order."""
     return (
-        store_weights(weights),
+        store_weights(float_part(weights)),
         rotary_before_split,
         transpose_weights,
+        *integer_part(weights),
         group_query_attention,
         drop_functions,
     )
@@ -39,13 +42,15 @@ def lower(hub: ir.Model, folder: Path, *, weights: str) -> tuple[str, ...]:
     return tuple(done)
 
 
-def check_structure(folder: Path, windows: Sequence[int]) -> dict[str, Any]:
-    """Asserts on the executed graph that every layer's attention ran as one fused node with the layer's own window.
+def check_structure(folder: Path, windows: Sequence[int], *, weights: str = "fp32") -> dict[str, Any]:
+    """Asserts on the executed graph that every layer's attention ran as one fused node with the layer's own window, and
+    where `weights` are integers, that every product ran on the integers themselves.
 
     windows: of each layer, 0 = full attention. Runs two tokens with the engine's profiler on. Returns what the manifest's
     `structure` holds. Raises LoweringFailed naming the layer that missed.
     """
-    attributes = {node.name: node for node in ir.load(folder / MODEL_FILE).graph if node.op_type == "GroupQueryAttention"}
+    graph = ir.load(folder / MODEL_FILE).graph
+    attributes = {node.name: node for node in graph if node.op_type == "GroupQueryAttention"}
     executed = _executed_nodes(folder)
     for layer, window in enumerate(windows):
         name = f"layers.{layer}.self_attn"
@@ -63,6 +68,7 @@ def check_structure(folder: Path, windows: Sequence[int]) -> dict[str, Any]:
         "rotary_nodes": sum(kind == "RotaryEmbedding" for kind in executed.values()),
         "norm_nodes": sum(kind == "RMSNormalization" for kind in executed.values()),
         "windows": list(windows),
+        **(check_integers(graph, executed, windows) if integer_part(weights) else {}),
     }
 
 

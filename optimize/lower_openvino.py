@@ -9,10 +9,12 @@ import onnx_ir as ir
 from alize.errors import LoweringFailed
 from alize.optimize.keep_all_logits import keep_all_logits
 from alize.optimize.openvino_attention import attention_conversion
+from alize.optimize.openvino_integers import check_integers
 from alize.optimize.openvino_stateful import make_stateful
 from alize.optimize.openvino_structure import execution_layers, mask_windows, one_line, paged_windows
 from alize.optimize.openvino_write import write_ir
 from alize.optimize.passes import Pass, drop_functions, run, write
+from alize.optimize.quantise import float_part, integer_part
 from alize.optimize.store_weights import store_weights
 
 __all__ = ["MODEL_FILE", "check_structure", "lower", "passes"]
@@ -24,7 +26,8 @@ _SCRATCH = "lowering.onnx"
 def passes(weights: str) -> tuple[Pass, ...]:
     """The part of the lowering that rewrites ONNX; the conversion of attention and `make_stateful` follow on the IR."""
     return (
-        store_weights(weights),
+        store_weights(float_part(weights)),
+        *integer_part(weights),
         keep_all_logits,
         drop_functions,
     )
@@ -55,8 +58,9 @@ def lower(hub: ir.Model, folder: Path, *, weights: str) -> tuple[str, ...]:
     return (*done, "openvino_attention", "make_stateful")
 
 
-def check_structure(folder: Path, windows: Sequence[int]) -> dict[str, Any]:
-    """Asserts on the compiled graph: one stateful attention node a layer, fused RoPE and RMS nodes, the window in the mask.
+def check_structure(folder: Path, windows: Sequence[int], *, weights: str = "fp32") -> dict[str, Any]:
+    """Asserts on the compiled graph: one stateful attention node a layer, fused RoPE and RMS nodes, the window in the mask;
+    and where `weights` are integers, products with the integers themselves.
 
     windows: of each layer, 0 = full attention. Returns what the manifest's `structure` holds. Raises LoweringFailed naming
     the layer that missed.
@@ -81,4 +85,5 @@ def check_structure(folder: Path, windows: Sequence[int]) -> dict[str, Any]:
         "norm_nodes": len(nodes["RMS before attention"]) + len(nodes["RMS before the MLP"]),
         "paged_attention_windows": sorted(set(paged)),
         "windows": list(windows),
+        **(check_integers(path, windows) if integer_part(weights) else {}),
     }
