@@ -12,6 +12,7 @@ from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.models.registry import family_for, weights_of
 from alize.models.session import model_info as info_of
+from alize.optimize.quantisation import Quantisation
 from alize.progress import Progress, SilentProgress, reporter
 from alize.record import BUILD_RECORD, BuildRecord
 from alize.report import render
@@ -37,14 +38,19 @@ def build(
     revision: str | None = None,
     budget_seconds: float = DEFAULT_BUDGET_SECONDS,
     budget: Budget | None = None,
+    quantisation_budget: float | None = None,
+    group_size: str | None = None,
+    asymmetric: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Compiles `source` for `target`, validates the result against PyTorch and seals it as the folder `output`.
 
-    source: a Hugging Face checkpoint folder or a hub id (with `revision`). weights: fp32, fp16 or bf16, by default what the
-    checkpoint holds. budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it
-    (verdict "partial", which `load` refuses). budget: what each kind of difference may be. force: replace an artifact.
+    source: a Hugging Face checkpoint folder or a hub id (with `revision`). weights: fp32, fp16, bf16, int8 or int4, by default
+    what the checkpoint holds; group_size (128, 64, 32, channel) and asymmetric say how integers are grouped and centred.
+    budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it (verdict "partial",
+    which `load` refuses). budget: what each kind of difference may be, by default `Budget.for_weights`; quantisation_budget
+    changes its mean KL for what the weights lose. force: replace an artifact.
 
     Raises UsageError, SourceError, BuildError, BackendUnavailable; ValidationFailed when the artifact does not say what
     PyTorch says: nothing is sealed then, and the report is left beside `output`.
@@ -56,7 +62,11 @@ def build(
     resolved = resolve(source, revision=revision, progress=reporter(progress))
     checkpoint = Checkpoint.open(resolved.folder)
     weights_of(checkpoint)  # what can't be expressed is refused before any work is done
-    stored = stored_as(checkpoint) if weights is None else normal_weights(weights)
+    asked = stored_as(checkpoint) if weights is None else weights
+    stored = normal_weights(asked, group_size=group_size, asymmetric=asymmetric)
+    budget = budget or Budget.for_weights(stored)
+    if quantisation_budget is not None:
+        budget = dataclasses.replace(budget, quantisation_kl=quantisation_budget)
     record = BuildRecord()
     with Building(output, overwrite=force) as building:
         progress.stage("hash the checkpoint", total_bytes=sum(tensor.size for tensor in checkpoint.tensors.values()))
@@ -69,7 +79,7 @@ def build(
                 draft,
                 checkpoint,
                 compiler,
-                budget=budget or Budget(),
+                budget=budget,
                 budget_seconds=budget_seconds,
                 progress=progress,
             )
@@ -105,6 +115,9 @@ def draft_manifest(
     resolved = origin or Resolved("folder", checkpoint.folder)
     named = resolved.repo or "SOURCE"
     revision = f" --revision {resolved.commit}" if resolved.commit else ""
+    quantisation = Quantisation.parse(weights)
+    shapes = {name: weight.shape for name, weight in weights_of(checkpoint).items()}
+    options = f"--weights {weights}" if quantisation is None else quantisation.options
     return Manifest(
         alize=__version__,
         source=Source(
@@ -118,9 +131,9 @@ def draft_manifest(
         ),
         model=info,
         target=Target(compiler.target, device, weights, compiler.versions(), (), {}),
-        configurations=compiler.configurations,
+        configurations=compiler.configurations_for(weights, shapes),
         validation=Validation("device-validated", "partial", (), {}, (), {}),
-        rebuild=f"alize build {named}{revision} --target {compiler.target} --device {device} --weights {weights} -o FOLDER",
+        rebuild=f"alize build {named}{revision} --target {compiler.target} --device {device} {options} -o FOLDER",
     )
 
 
@@ -136,7 +149,7 @@ def _compile(
         passes = compiler.lowering.lower(hub, folder, weights=draft.target.weights)
     with record.timed("inspect"):
         progress.stage("inspect the compiled graph")
-        structure = compiler.lowering.check_structure(folder, draft.model.windows)
+        structure = compiler.lowering.check_structure(folder, draft.model.windows, weights=draft.target.weights)
     with record.timed("companions"):
         for path in (checkpoint.folder / "config.json", *checkpoint.companions):
             shutil.copyfile(path, folder / path.name)

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from alize.artifact.manifest import Configuration
 from alize.errors import BackendUnavailable, UsageError
+from alize.optimize.quantisation import Quantisation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,25 +19,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from alize.models.checkpoint import Checkpoint
+    from alize.optimize.round_to_integers import Integers
 
 __all__ = ["COMPILERS", "WEIGHTS", "Compiler", "compiler_for", "normal_weights"]
 
-WEIGHTS = ("fp32", "fp16", "bf16")
+WEIGHTS = ("fp32", "fp16", "bf16", "int8", "int4")
 _ALIASES = MappingProxyType({"f32": "fp32", "f16": "fp16"})
-_NOT_YET = ("int8", "int4")
 
 
 class Lowering(Protocol):
     """Module `alize.optimize.lower_{target}`."""
 
     def lower(self, hub: "ir.Model", folder: Path, *, weights: str) -> tuple[str, ...]: ...
-    def check_structure(self, folder: Path, windows: Sequence[int]) -> dict[str, Any]: ...
+    def check_structure(self, folder: Path, windows: Sequence[int], *, weights: str = "fp32") -> dict[str, Any]: ...
 
 
 class Probe(Protocol):
     """Module `alize.validate.probe_{target}`."""
 
-    def stored_weights(self, folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]: ...
+    def stored_weights(self, folder: Path) -> Iterator[tuple[str, "torch.Tensor | Integers"]]: ...
     def residual_stream(
         self, folder: Path, tokens: "NDArray[np.int64]", names: list[str]
     ) -> dict[str, "NDArray[np.float32]"]: ...
@@ -52,12 +53,15 @@ class Companion(Protocol):
 class Compiler:
     """One target. accuracy: options of the engine's exact mode, what compile fidelity is measured in.
 
-    configurations: what `load` may run, the first by default.   packages: whose versions go into the manifest.
+    configurations: what `load` may run, the first by default.   integers: the same for weights that are integers, where the
+    engine may round activations to 8 bits for a product; its exact mode is there too.   packages: whose versions go into the
+    manifest.
     """
 
     target: str
     accuracy: Mapping[str, str | int | bool]
     configurations: tuple[Configuration, ...]
+    integers: tuple[Configuration, ...]
     packages: tuple[str, ...]
 
     @property
@@ -71,6 +75,19 @@ class Compiler:
     @property
     def companion(self) -> Companion:
         return cast(Companion, self._module(f"alize.optimize.companions_{self.target}"))
+
+    def configurations_for(self, weights: str, shapes: Mapping[str, Sequence[int]]) -> tuple[Configuration, ...]:
+        """What `load` may run of an artifact that stores `weights`, matrices [...,out,in] of these shapes by name.
+
+        No more activations share a scale than weights do: OpenVINO's kernels ask for that.
+        """
+        chosen = Quantisation.parse(weights)
+        if chosen is None:
+            return self.configurations
+        group = {"dynamic_quantization_group": chosen.smallest_group(shapes)}
+        return tuple(
+            replace(one, options={name: group.get(name, value) for name, value in one.options.items()}) for one in self.integers
+        )
 
     def versions(self) -> dict[str, str]:
         """Package -> version, of what decides the artifact's bytes. Raises BackendUnavailable."""
@@ -90,19 +107,28 @@ class Compiler:
             ) from error
 
 
+# float32 arithmetic, also where the processor has bfloat16 units that OpenVINO would use by itself; keys and values
+# in float16, which shifting windows need (8-bit caches lose by being moved) and which decodes no slower.
+_OPENVINO: dict[str, str | int | bool] = {"inference_precision": "f32", "kv_cache_precision": "f16"}
+
 COMPILERS: dict[str, Compiler] = {
     "openvino": Compiler(
         target="openvino",
         accuracy={"accuracy": True},
-        # float32 arithmetic, also where the processor has bfloat16 units that OpenVINO would use by itself; keys and values
-        # in float16, which shifting windows need (8-bit caches lose by being moved) and which decodes no slower.
-        configurations=(Configuration("default", {"inference_precision": "f32", "kv_cache_precision": "f16"}),),
+        configurations=(Configuration("default", _OPENVINO),),
+        # Activations rounded to 8 bits, as many sharing a scale as weights do.
+        integers=(
+            Configuration("default", {**_OPENVINO, "dynamic_quantization_group": 32}),
+            Configuration("exact", {"accuracy": True}),
+        ),
         packages=("torch", "onnx-ir", "openvino", "openvino-tokenizers", "tokenizers", "transformers"),
     ),
     "onnxruntime": Compiler(
         target="onnxruntime",
         accuracy={},
         configurations=(Configuration("default", {}),),
+        # The engine's float32 products with integer weights unpack all of them for every token: 5 to 10 times slower here.
+        integers=(Configuration("default", {"accuracy_level": 4}), Configuration("exact", {})),
         packages=("torch", "onnx-ir", "onnxruntime"),
     ),
 }
@@ -115,10 +141,19 @@ def compiler_for(target: str) -> Compiler:
     return COMPILERS[target]
 
 
-def normal_weights(weights: str) -> str:
-    """The one name of a precision: fp32, fp16 or bf16. Raises UsageError."""
+def normal_weights(weights: str, *, group_size: str | None = None, asymmetric: bool = False) -> str:
+    """The one name of a precision: fp32, fp16, bf16, or of integers with their groups (int4-g128, int8-channel-asym).
+
+    group_size: 128, 64, 32 or channel, by default 128 for int4 and channel for int8. Raises UsageError.
+    """
     name = _ALIASES.get(weights, weights)
-    if name not in WEIGHTS:
-        state = "is not there yet" if name in _NOT_YET else "is unknown"
-        raise UsageError(f"--weights {weights} {state}: choose one of {', '.join(WEIGHTS)}")
-    return name
+    chosen = Quantisation.parse(name)
+    if chosen is None:
+        if name not in WEIGHTS:
+            raise UsageError(f"--weights {weights} is unknown: choose one of {', '.join(WEIGHTS)}")
+        if group_size is not None or asymmetric:
+            option = "--asymmetric" if group_size is None else f"--group-size {group_size}"
+            raise UsageError(f"{option} is for --weights int8 and int4, not for {name}")
+        return name
+    chosen = chosen if group_size is None else chosen.grouped(group_size)
+    return str(replace(chosen, symmetric=False) if asymmetric else chosen)

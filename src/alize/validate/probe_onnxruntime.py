@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from alize.optimize.lower_onnxruntime import MODEL_FILE
+from alize.optimize.onnxruntime_integers import INTEGER_TYPES, read_integers
+from alize.optimize.round_to_integers import Integers
 from alize.optimize.transpose_weights import SUFFIX
 
 __all__ = ["residual_stream", "stored_weights"]
@@ -22,13 +24,15 @@ _DTYPES = {
 }
 
 
-def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor | Integers]]:
     """Each weight's name and values, [out,in] as in the checkpoint, mapped from the file."""
     model = ir.load(folder / MODEL_FILE)
     for stored, value in model.graph.initializers.items():
         name = stored.removesuffix(SUFFIX)
         tensor = value.const_value
-        if tensor is not None and name.endswith(".weight"):
+        if tensor is not None and name.endswith(".weight") and tensor.dtype in INTEGER_TYPES:
+            yield name, read_integers(model.graph.initializers, stored)
+        elif tensor is not None and name.endswith(".weight"):
             dtype = _DTYPES[tensor.dtype]
             words = torch.frombuffer(bytearray(tensor.tobytes()), dtype=dtype)
             values = words.reshape(value.shape.numpy()) if value.shape is not None else words
@@ -43,6 +47,7 @@ def residual_stream(folder: Path, tokens: NDArray[np.int64], names: list[str]) -
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
+    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     size = len(tokens)

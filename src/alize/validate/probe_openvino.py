@@ -8,20 +8,24 @@ import torch
 from numpy.typing import NDArray
 
 from alize.optimize.lower_openvino import MODEL_FILE
+from alize.optimize.openvino_integers import INTEGER_TYPES, read_integers
+from alize.optimize.round_to_integers import Integers
 
 __all__ = ["residual_stream", "stored_weights"]
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each weight's name and values, [out,in] as in the checkpoint, mapped from the file and valid until the next one."""
+def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor | Integers]]:
+    """Each weight's name and values, [out,in] as in the checkpoint, read from the file one after another."""
     import openvino
 
     model = openvino.Core().read_model(folder / MODEL_FILE)
-    for node in model.get_ops():
-        name = node.get_friendly_name()
-        if node.get_type_name() == "Constant" and name.endswith(".weight"):
+    constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
+    for name, node in constants.items():
+        if name.endswith(".weight") and node.get_element_type().get_type_name() in INTEGER_TYPES:
+            yield name, read_integers(constants, name)
+        elif name.endswith(".weight"):
             dtype = _DTYPES[node.get_element_type().get_type_name()]
             bits = np.asarray(node.get_data())  # numpy has no bfloat16: OpenVINO hands its bits out as float16
             yield name, torch.from_numpy(bits.copy()).view(dtype)

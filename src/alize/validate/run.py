@@ -12,6 +12,7 @@ from alize.compilers import Compiler
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
 from alize.models.registry import weights_of
+from alize.optimize.quantisation import Quantisation
 from alize.progress import Progress
 from alize.runtimes import golden
 from alize.runtimes.registry import Engine, backend_module
@@ -23,12 +24,15 @@ from alize.validate.evidence import CaseEvidence, Evidence
 from alize.validate.judge import Budget, fidelity_limit, judge_fidelity, judge_loss
 from alize.validate.measure import Figures, measure
 from alize.validate.prompts import validation_tokens
-from alize.validate.references import References, as_stored, run_references
+from alize.validate.references import References, run_references
+from alize.validate.stored import as_stored
 
 __all__ = ["Outcome", "validate_folder"]
 
 _SECONDS_A_MULTIPLICATION = 1 / 30e9
 """What a token costs for each parameter that it is multiplied with: two cores reach some 70 GFLOP/s, half of it is assumed."""
+_ROUNDED_LOG_PROB_ERROR = 20.0
+"""Nats, of any token at all, where the engine rounds activations."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,12 @@ class _Validation:
         plan = make_plan(self.info, seconds_a_token=parameters * _SECONDS_A_MULTIPLICATION, budget_seconds=budget_seconds)
         tokens = validation_tokens(self.checkpoint.folder, self.info, plan.length)
         self.progress.stage("compare weights", steps=1)
-        findings = changed_weights(self.compiler.probe.stored_weights(self.folder), self.checkpoint, weights)
+        findings = changed_weights(
+            self.compiler.probe.stored_weights(self.folder),
+            self.checkpoint,
+            weights,
+            quantisation=Quantisation.parse(self.draft.target.weights),
+        )
         references = run_references(
             self.checkpoint, tokens, weights=self.draft.target.weights, bf16=plan.bf16_floor, progress=self.progress
         )
@@ -132,6 +141,8 @@ class _Validation:
         mean = self.budget.quantisation_kl if quantised else self.budget.runtime_kl
         worst = self.budget.quantisation_kl_max if quantised else self.budget.runtime_kl_max
         reasons = tuple(judge_loss(figures, mean=mean, worst=worst))
+        if quantised and Quantisation.parse(self.draft.target.weights):
+            reasons = tuple(f"{reason}: use smaller groups or int8, or raise --quantisation-budget" for reason in reasons)
         self.cases.append(CaseEvidence(name, question, figures, mean, reasons, plan.edges))
 
     def _continuation(self, plan: Plan, tokens: NDArray[np.int64]) -> dict[str, str]:
@@ -141,7 +152,13 @@ class _Validation:
         engine = self._open(dict(self.draft.configurations[0].options))
         prompt = tokens[: min(64, plan.length // 2)]
         figures, reasons, texts = check_continuation(
-            engine, self.info, self.checkpoint, prompt, plan.continuation, weights=self.draft.target.weights
+            engine,
+            self.info,
+            self.checkpoint,
+            prompt,
+            plan.continuation,
+            weights=self.draft.target.weights,
+            budget=self.budget,
         )
         engine.close()
         self.cases.append(CaseEvidence("greedy continuation", "runtime loss", figures, float("inf"), tuple(reasons), ()))
@@ -192,7 +209,9 @@ class _Validation:
         return tuple(cases)
 
     def _golden_budget(self) -> golden.Budget:
-        return golden.Budget(kl=self.budget.runtime_kl_max, max_log_prob_error=1.0)
+        """Where activations are rounded too, the least likely of all tokens move by several nats: KL alone judges."""
+        rounded = Quantisation.parse(self.draft.target.weights) is not None
+        return golden.Budget(kl=self.budget.runtime_kl_max, max_log_prob_error=_ROUNDED_LOG_PROB_ERROR if rounded else 1.0)
 
 
 def _taps(
