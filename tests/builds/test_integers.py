@@ -96,7 +96,7 @@ def test_validate_with_the_source(target: str, built: BuiltOnce, own_state: Path
 
 def test_a_loss_beyond_the_budget_names_the_option(built: BuiltOnce, tmp_path: Path) -> None:
     checkpoint, output = built("onnxruntime").checkpoint, tmp_path / "out"
-    message = r"weights in int4-g128: mean KL .* above the budget of 0.001: use smaller groups or int8, or raise --quantisation-budget"
+    message = r"int4-g128: mean KL .* above the budget of 0.001: use smaller groups or int8, or raise --quantisation-budget"
     with pytest.raises(ValidationFailed, match=message):
         build(str(checkpoint), output=output, target="onnxruntime", weights="int4", budget=GENEROUS, quantisation_budget=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == ["out.failed-report.html"]
