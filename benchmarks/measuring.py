@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from alize.build import draft_manifest
-from alize.compilers import compiler_for
+from alize.compilers import compiler_for, normal_weights
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.runtimes.processor import processor_name
@@ -33,6 +33,7 @@ class Lowered:
     ) -> None:
         compiler = compiler_for(target)
         source = Checkpoint.open(checkpoint)
+        weights = normal_weights(weights)
         self.folder = folder
         self.draft = draft_manifest(source, compiler, device="cpu", weights=weights, experts=(options or {}).get("experts"))
         if not folder.exists():

@@ -64,7 +64,8 @@ class SparseMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         experts = self.experts
-        return sparse_moe(x, self.gate(x), experts.gate_proj, experts.up_proj, experts.down_proj, self.top_k)
+        output: Tensor = sparse_moe(x, self.gate(x), experts.gate_proj, experts.up_proj, experts.down_proj, self.top_k)
+        return output
 
 
 class Layer(mistral.Layer):
@@ -84,7 +85,8 @@ def convert_weights(config: mistral.Config, checkpoint: Checkpoint) -> dict[str,
         raise UnsupportedModel(f"{checkpoint.tensors[biased].file}: tensor {biased}: a router with a bias cannot be expressed")
     packed = any(name.endswith(".mlp.experts.down_proj") for name in checkpoint.tensors)
     place = _packed if packed else _published
-    weights, sources = {}, {}
+    weights: dict[str, Weight] = {}
+    sources: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         weights[name], made_of = place(name, shape)
         sources |= made_of

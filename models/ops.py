@@ -151,7 +151,7 @@ def moe_body(
     experts = choose_experts(logits, top_k) if chosen is None else chosen.flatten(0, 1)
     weights = torch.softmax(logits.gather(1, experts), dim=-1)  # of all E, renormalised: the sum over all E cancels out
     output = torch.zeros_like(rows, dtype=torch.float32)
-    for expert in experts.unique().tolist():
+    for expert in sorted(set(experts.flatten().tolist())):
         row, slot = (experts == expert).nonzero(as_tuple=True)
         x = rows[row]
         inner = F.silu(F.linear(x, gate_proj[expert])) * F.linear(x, up_proj[expert])  # [n,I]

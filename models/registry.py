@@ -8,7 +8,7 @@ from alize.errors import UnsupportedModel
 from alize.models import ministral, ministral3, mistral, mixtral
 from alize.models.checkpoint import Checkpoint, Weight
 
-__all__ = ["FAMILIES", "Family", "family_for", "weights_of"]
+__all__ = ["FAMILIES", "Family", "family_for", "single_weights", "weights_of"]
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,8 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, Weight]:
     """
     family = family_for(checkpoint.config)
     return family.convert_weights(family.config.from_dict(checkpoint.config), checkpoint)
+
+
+def single_weights(checkpoint: Checkpoint) -> dict[str, Weight]:
+    """The same, with every matrix of a stack of experts under a name of its own."""
+    return {part: one for name, weight in weights_of(checkpoint).items() for part, one in weight.apart(name).items()}

@@ -12,9 +12,11 @@ from alize.optimize.expert_forms import NO_OPTIONS, expert_form, expert_pass
 from alize.optimize.expert_structure import check_phases
 from alize.optimize.experts_apart import experts_apart
 from alize.optimize.group_query_attention import group_query_attention
+from alize.optimize.onnxruntime_integers import check_integers
 from alize.optimize.onnxruntime_profile import Run, executed_kinds, expert_phases, profile_slices, reachable_experts
 from alize.optimize.openvino_slices import Slices
 from alize.optimize.passes import Pass, drop_functions, run, write
+from alize.optimize.quantise import float_part, integer_part
 from alize.optimize.rotary_before_split import rotary_before_split
 from alize.optimize.store_weights import store_weights
 from alize.optimize.transpose_weights import transpose_weights
@@ -28,9 +30,10 @@ def passes(weights: str, experts: str = "") -> tuple[Pass, ...]:
     """The lowering, in order. experts: the form of a mixture of experts, "" where the model has none."""
     return (
         *expert_pass(experts, {"apart": experts_apart}),
-        store_weights(weights),
+        store_weights(float_part(weights)),
         rotary_before_split,
         transpose_weights,
+        *integer_part(weights),
         group_query_attention,
         drop_functions,
     )
@@ -46,16 +49,25 @@ def lower(hub: ir.Model, folder: Path, *, weights: str, options: Mapping[str, st
     return tuple(done)
 
 
-def check_structure(folder: Path, info: ModelInfo, options: Mapping[str, str], *, slices: Slices | None = None) -> dict[str, Any]:
-    """Asserts on the executed graph that every layer's attention ran as one fused node with the layer's own window, and that
-    neither a prefill nor a decode step ran an expert which the router did not choose.
+def check_structure(
+    folder: Path,
+    info: ModelInfo,
+    options: Mapping[str, str],
+    *,
+    weights: str = "fp32",
+    slices: Slices | None = None,
+) -> dict[str, Any]:
+    """Asserts on the executed graph that every layer's attention ran as one fused node with the layer's own window, that
+    neither a prefill nor a decode step ran an expert which the router did not choose, and where `weights` are integers, that
+    every product ran on the integers themselves.
 
     options: those of `lower`. slices: run these layers at a time, where all of them unpacked would not fit in memory. Runs both
     with the engine's profiler on. Returns what the manifest's `structure` holds. Raises
     LoweringFailed naming the layer that missed.
     """
     path = folder / MODEL_FILE
-    attributes = {node.name: node for node in ir.load(path).graph if node.op_type == "GroupQueryAttention"}
+    graph = ir.load(path).graph
+    attributes = {node.name: node for node in graph if node.op_type == "GroupQueryAttention"}
     runs = profile_slices(path, info, slices or ((0, info.layers),))
     executed = executed_kinds(runs)
     for layer, window in enumerate(info.windows):
@@ -75,6 +87,7 @@ def check_structure(folder: Path, info: ModelInfo, options: Mapping[str, str], *
         "norm_nodes": sum(kind == "RMSNormalization" for kind in executed.values()),
         "windows": list(info.windows),
         **({"experts": _check_experts(runs, info, options)} if info.experts else {}),
+        **(check_integers(graph, executed, info) if integer_part(weights) else {}),
         **({"compiled_in_slices": [[first, stop - 1] for first, stop in slices]} if slices else {}),
     }
 

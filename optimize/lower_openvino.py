@@ -15,6 +15,7 @@ from alize.optimize.experts_tiled import experts_tiled, tiled_conversion
 from alize.optimize.keep_all_logits import keep_all_logits
 from alize.optimize.openvino_attention import attention_conversion
 from alize.optimize.openvino_experts import Streams, check_tiled, expert_outputs, joined, reachable_experts, run_phases
+from alize.optimize.openvino_integers import check_integers
 from alize.optimize.openvino_slices import Slices
 from alize.optimize.openvino_stateful import make_stateful
 from alize.optimize.openvino_structure import (
@@ -28,6 +29,7 @@ from alize.optimize.openvino_structure import (
 from alize.optimize.openvino_ties import lower_index_first
 from alize.optimize.openvino_write import write_ir
 from alize.optimize.passes import Pass, attentions, drop_functions, run, write
+from alize.optimize.quantise import float_part, integer_part
 from alize.optimize.store_weights import store_weights
 
 __all__ = ["MODEL_FILE", "check_structure", "lower", "passes"]
@@ -44,7 +46,8 @@ def passes(weights: str, experts: str = "") -> tuple[Pass, ...]:
     """
     return (
         *expert_pass(experts, _EXPERTS),
-        store_weights(weights),
+        store_weights(float_part(weights)),
+        *integer_part(weights),
         keep_all_logits,
         drop_functions,
     )
@@ -81,9 +84,17 @@ def lower(hub: ir.Model, folder: Path, *, weights: str, options: Mapping[str, st
     return (*done, "openvino_attention", "make_stateful", *(["lower_index_first"] if experts else []))
 
 
-def check_structure(folder: Path, info: ModelInfo, options: Mapping[str, str], *, slices: Slices | None = None) -> dict[str, Any]:
-    """Asserts on the compiled graph: one stateful attention node a layer, fused RoPE and RMS nodes, the window in the mask, and
-    that neither a prefill nor a decode step runs an expert which the router did not choose.
+def check_structure(
+    folder: Path,
+    info: ModelInfo,
+    options: Mapping[str, str],
+    *,
+    weights: str = "fp32",
+    slices: Slices | None = None,
+) -> dict[str, Any]:
+    """Asserts on the compiled graph: one stateful attention node a layer, fused RoPE and RMS nodes, the window in the mask,
+    that neither a prefill nor a decode step runs an expert which the router did not choose; and where `weights` are integers,
+    products with the integers themselves.
 
     options: those of `lower`. slices: compile these layers at a time, where all of them unpacked would not fit in memory. Returns
     what the manifest's `structure` holds. Raises LoweringFailed naming the layer that missed.
@@ -112,6 +123,7 @@ def check_structure(folder: Path, info: ModelInfo, options: Mapping[str, str], *
         "windows": list(windows),
         **({"experts": _check_experts(phases, kinds, info, form)} if form else {}),
         **({"compiled_in_slices": [[first, stop - 1] for first, stop in slices]} if slices else {}),
+        **(check_integers(path, info) if integer_part(weights) else {}),
     }
 
 

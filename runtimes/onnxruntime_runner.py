@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 MODEL_FILE = "model.onnx"
+_EXACT = 1  # MatMulNBits: float32 arithmetic; the engine's own choice is 4, activations rounded to 8 bits
 _GROWTH = 256  # cached positions that a buffer grows by, at least
 
 
@@ -64,7 +65,10 @@ def open(  # noqa: A001 - the name that every back-end module has
     options: Mapping[str, str | int | bool],
     taps: Sequence[str] = (),
 ) -> "OnnxRuntimeEngine":
-    """Read the artifact's graph. Options: `threads` (0 = one a physical core). Raises ArtifactError, BackendUnavailable."""
+    """Read the artifact's graph. Raises ArtifactError, BackendUnavailable.
+
+    Options: `threads` (0 = one a physical core), `accuracy_level` of products with integer weights (1, float32, is the default).
+    """
     why = available()
     if why is not None:
         raise BackendUnavailable(f"onnxruntime cannot be imported ({why}): pip install 'alize[onnxruntime]'")
@@ -89,6 +93,8 @@ def session_options(options: Mapping[str, str | int | bool]) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # it warns of num_logits_to_keep, an input with a default on purpose
     settings.intra_op_num_threads = int(options.get("threads", 0))
+    level = str(int(options.get("accuracy_level", _EXACT)))
+    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
     return settings
 
 

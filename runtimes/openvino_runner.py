@@ -55,13 +55,17 @@ def compile_properties(options: Mapping[str, str | int | bool]) -> dict[str, str
     """OpenVINO's names for a configuration's options.
 
     accuracy (bool): float32 in everything, no dynamic quantisation.   inference_precision, kv_cache_precision: as OpenVINO
-    spells them (f32, f16, bf16, u8).   threads (0 = the engine's choice).
+    spells them (f32, f16, bf16, u8).   dynamic_quantization_group: how many activations share a scale where they are rounded
+    to 8 bits for a product with integer weights (0 = they are not rounded).   threads (0 = the engine's choice).
     """
     properties: dict[str, str | int] = {}
     if options.get("accuracy"):
         properties |= {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
     names = {"inference_precision": "INFERENCE_PRECISION_HINT", "kv_cache_precision": "KV_CACHE_PRECISION"}
     properties |= {engine: str(options[name]) for name, engine in names.items() if name in options}
+    if "dynamic_quantization_group" in options:
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = int(options["dynamic_quantization_group"])
     if options.get("threads"):
         properties["INFERENCE_NUM_THREADS"] = int(options["threads"])
     return properties

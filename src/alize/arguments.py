@@ -13,8 +13,8 @@ __all__ = ["TARGETS", "parse"]
 
 TARGETS = ("openvino", "onnxruntime")
 _LATER_TARGETS = ("tensorrt", "tensorrt-rtx")
-_WEIGHTS = {"fp32": "fp32", "f32": "fp32", "fp16": "fp16", "f16": "fp16", "bf16": "bf16"}
-_LATER_WEIGHTS = ("int8", "int4")
+_WEIGHTS = {"fp32": "fp32", "f32": "fp32", "fp16": "fp16", "f16": "fp16", "bf16": "bf16", "int8": "int8", "int4": "int4"}
+_GROUPS = ("128", "64", "32", "channel")
 _BUDGET_SECONDS = 300.0  # alize.build.DEFAULT_BUDGET_SECONDS, whose import --help cannot wait for
 
 _EXIT_CODES = """\
@@ -94,13 +94,25 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="device of the target to compile for (default: cpu)")
     parser.add_argument(
-        "--weights", type=_weights, metavar="TYPE", help="fp32, fp16 or bf16 (default: what the checkpoint holds)"
+        "--weights", type=_weights, metavar="TYPE", help="fp32, fp16, bf16, int8 or int4 (default: what the checkpoint holds)"
     )
+    parser.add_argument(
+        "--group-size",
+        choices=_GROUPS,
+        help="of int8 and int4: weights that share a scale (default: channel for int8, 128 for int4)",
+    )
+    parser.add_argument("--asymmetric", action="store_true", help="of int8 and int4: a zero point for each group")
     parser.add_argument(
         "--experts", choices=("apart", "tiled"), help="form of a mixture of experts (default: what suits the device)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")
     parser.add_argument("--force", action="store_true", help="replace an artifact that is there, once the new one is sealed")
+    parser.add_argument(
+        "--quantisation-budget",
+        type=_nats,
+        metavar="KL",
+        help="mean KL in nats that rounding the weights may cost (default: 0.05, and 0.75 for int4)",
+    )
     parser.add_argument(
         "--max-memory",
         type=_size,
@@ -172,8 +184,6 @@ def _target(name: str) -> str:
 
 def _weights(name: str) -> str:
     there = ", ".join(dict.fromkeys(_WEIGHTS.values()))
-    if name in _LATER_WEIGHTS:
-        raise UsageError(f"--weights {name} is not there yet: use one of {there}")
     if name not in _WEIGHTS:
         raise UsageError(f"--weights {name!r} is unknown: use one of {there}")
     return _WEIGHTS[name]
@@ -200,3 +210,13 @@ def _seconds(text: str) -> float:
     if not math.isfinite(seconds) or seconds < 0:
         raise UsageError(f"--validation-budget {text} must be a number of seconds, 0 or more")
     return seconds
+
+
+def _nats(text: str) -> float:
+    try:
+        nats = float(text)
+    except ValueError:
+        nats = math.nan
+    if not math.isfinite(nats) or nats < 0:
+        raise UsageError(f"--quantisation-budget {text} must be a number of nats, 0 or more")
+    return nats

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from alize import __version__
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, ModelInfo, Source, Target, Validation
-from alize.compilers import Compiler, DevicePlan, compiler_for, lowering_options, weights_for
+from alize.compilers import Compiler, DevicePlan, compiler_for, lowering_options, normal_weights, weights_for
 from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
-from alize.models.registry import family_for, weights_of
+from alize.models.registry import family_for, single_weights, weights_of
 from alize.models.session import model_info as info_of
 from alize.optimize.openvino_slices import Slices
+from alize.optimize.quantisation import Quantisation
 from alize.progress import Progress, SilentProgress, reporter
 from alize.record import BUILD_RECORD, INSPECT, BuildRecord
 from alize.report import render
@@ -41,16 +42,21 @@ def build(
     revision: str | None = None,
     budget_seconds: float = DEFAULT_BUDGET_SECONDS,
     budget: Budget | None = None,
+    quantisation_budget: float | None = None,
+    group_size: str | None = None,
+    asymmetric: bool = False,
     force: bool = False,
     max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Compiles `source` for `target`, validates the result against PyTorch and seals it as the folder `output`.
 
-    source: a Hugging Face checkpoint folder or a hub id (with `revision`). weights: fp32, fp16 or bf16, by default what the
-    checkpoint holds. experts: the form that a mixture of experts is lowered to, apart or tiled, by default what suits the
-    device. budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it
-    (verdict "partial", which `load` refuses). budget: what each kind of difference may be. force: replace an artifact.
+    source: a Hugging Face checkpoint folder or a hub id (with `revision`). weights: fp32, fp16, bf16, int8 or int4, by default
+    what the checkpoint holds; group_size (128, 64, 32, channel) and asymmetric say how integers are grouped and centred.
+    experts: the form that a mixture of experts is lowered to, apart or tiled, by default what suits the device.
+    budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it (verdict "partial",
+    which `load` refuses). budget: what each kind of difference may be, by default `Budget.for_weights`; quantisation_budget
+    changes its mean KL for what the weights lose. force: replace an artifact.
     max_memory: bytes of anonymous memory that may be used, where that is less than the machine has available.
 
     Raises UsageError, SourceError, BuildError, BackendUnavailable; ValidationFailed when the artifact does not say what
@@ -64,8 +70,12 @@ def build(
     resolved = resolve(source, revision=revision, progress=reporter(progress))
     checkpoint = Checkpoint.open(resolved.folder)
     weights_of(checkpoint)  # what can't be expressed is refused before any work is done
-    stored = weights_for(plan, device, asked=weights, stored=stored_as(checkpoint))
+    asked = None if weights is None else normal_weights(weights, group_size=group_size, asymmetric=asymmetric)
+    stored = weights_for(plan, device, asked=asked, stored=stored_as(checkpoint))
     lowering_options(compiler, model_info(checkpoint), device=device, experts=experts)
+    budget = budget or Budget.for_weights(stored)
+    if quantisation_budget is not None:
+        budget = dataclasses.replace(budget, quantisation_kl=quantisation_budget)
     expected = _estimate(checkpoint, plan, output, target, stored, budget_seconds, max_memory)
     progress.note(expected.line())
     expected.check()
@@ -80,7 +90,7 @@ def build(
             draft,
             checkpoint,
             compiler,
-            budget=budget or Budget(),
+            budget=budget,
             budget_seconds=budget_seconds,
             progress=progress,
             slices=expected.slices,
@@ -166,7 +176,10 @@ def draft_manifest(
     named = resolved.repo or "SOURCE"
     revision = f" --revision {resolved.commit}" if resolved.commit else ""
     options = lowering_options(compiler, info, device=device, experts=experts)
-    chosen = "".join(f" --{name} {value}" for name, value in options.items())
+    quantisation = Quantisation.parse(weights)
+    shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
+    chosen = f"--weights {weights}" if quantisation is None else quantisation.options
+    chosen += "".join(f" --{name} {value}" for name, value in options.items())
     return Manifest(
         alize=__version__,
         source=Source(
@@ -180,11 +193,9 @@ def draft_manifest(
         ),
         model=info,
         target=Target(compiler.target, device, weights, options, compiler.versions(), (), {}),
-        configurations=compiler.plan(device).configurations,
+        configurations=compiler.plan(device).configurations_for(weights, shapes),
         validation=Validation("device-validated", "partial", (), {}, (), {}),
-        rebuild=(
-            f"alize build {named}{revision} --target {compiler.target} --device {device} --weights {weights}{chosen} -o FOLDER"
-        ),
+        rebuild=f"alize build {named}{revision} --target {compiler.target} --device {device} {chosen} -o FOLDER",
     )
 
 
@@ -195,9 +206,10 @@ def _compile(
     progress.stage("export to ONNX")
     hub = export_hub(checkpoint)
     progress.stage(f"lower to {compiler.target}")
-    passes = compiler.lowering.lower(hub, folder, weights=draft.target.weights, options=draft.target.options)
+    target = draft.target
+    passes = compiler.lowering.lower(hub, folder, weights=target.weights, options=target.options)
     progress.stage(INSPECT)
-    structure = compiler.lowering.check_structure(folder, draft.model, draft.target.options, slices=slices)
+    structure = compiler.lowering.check_structure(folder, draft.model, target.options, weights=target.weights, slices=slices)
     progress.stage("companions")
     _copy_companions(checkpoint, folder)
     compiler.companion.write(checkpoint, folder)

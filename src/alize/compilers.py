@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from alize.artifact.manifest import Configuration, ModelInfo
 from alize.errors import BackendUnavailable, UsageError
+from alize.optimize.quantisation import Quantisation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
     from alize.models.checkpoint import Checkpoint
     from alize.optimize.openvino_slices import Slices
+    from alize.optimize.round_to_integers import Integers
     from alize.validate.slices import SliceEngine
 
 __all__ = ["COMPILERS", "WEIGHTS", "Compiler", "DevicePlan", "compiler_for", "lowering_options", "normal_weights"]
 
-WEIGHTS = ("fp32", "fp16", "bf16")
+WEIGHTS = ("fp32", "fp16", "bf16", "int8", "int4")
 _ALIASES = MappingProxyType({"f32": "fp32", "f16": "fp16"})
-_NOT_YET = ("int8", "int4")
 
 
 class Lowering(Protocol):
@@ -33,14 +34,20 @@ class Lowering(Protocol):
 
     def lower(self, hub: "ir.Model", folder: Path, *, weights: str, options: Mapping[str, str] = ...) -> tuple[str, ...]: ...
     def check_structure(
-        self, folder: Path, info: ModelInfo, options: Mapping[str, str], *, slices: "Slices | None" = ...
+        self,
+        folder: Path,
+        info: ModelInfo,
+        options: Mapping[str, str],
+        *,
+        weights: str = "fp32",
+        slices: "Slices | None" = ...,
     ) -> dict[str, Any]: ...
 
 
 class Probe(Protocol):
     """Module `alize.validate.probe_{target}`."""
 
-    def stored_weights(self, folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]: ...
+    def stored_weights(self, folder: Path) -> Iterator[tuple[str, "torch.Tensor | Integers"]]: ...
     def residual_stream(
         self, folder: Path, tokens: "NDArray[np.int64]", names: list[str]
     ) -> dict[str, "NDArray[np.float32]"]: ...
@@ -74,15 +81,30 @@ class DevicePlan:
     """What a target does for one kind of device.
 
     proof: the device that the artifact is validated on: itself, or one that runs the same graph where the build machine needs
-    not have it ("graph-validated").   configurations: what `load` may run, the first by default.   weights: the precisions that
-    it takes, the first where the checkpoint's own is not among them.   experts: the form of a mixture of experts that is taken
-    unless another is asked for.
+    not have it ("graph-validated").   configurations: what `load` may run, the first by default.   integers: the same for weights
+    that are integers, where the engine may round activations to 8 bits for a product; its exact mode is there too.
+    weights: the precisions that it takes, the first where the checkpoint's own is not among them.   experts: the form of a
+    mixture of experts that is taken unless another is asked for.
     """
 
     proof: str
     configurations: tuple[Configuration, ...]
+    integers: tuple[Configuration, ...]
     weights: tuple[str, ...]
     experts: str
+
+    def configurations_for(self, weights: str, shapes: Mapping[str, Sequence[int]]) -> tuple[Configuration, ...]:
+        """What `load` may run of an artifact that stores `weights`, matrices [...,out,in] of these shapes by name.
+
+        No more activations share a scale than weights do: OpenVINO's kernels ask for that.
+        """
+        chosen = Quantisation.parse(weights)
+        if chosen is None:
+            return self.configurations
+        group = {"dynamic_quantization_group": chosen.smallest_group(shapes)}
+        return tuple(
+            replace(one, options={name: group.get(name, value) for name, value in one.options.items()}) for one in self.integers
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,23 +165,30 @@ class Compiler:
             ) from error
 
 
+# float32 arithmetic, also where the processor has bfloat16 units that OpenVINO would use by itself; keys and values
+# in float16, which shifting windows need: 8-bit caches lose by being moved.
+_OPENVINO: dict[str, str | int | bool] = {"inference_precision": "f32", "kv_cache_precision": "f16"}
+_OPENVINO_GPU: dict[str, str | int | bool] = {"inference_precision": "f16", "kv_cache_precision": "f16"}
+_EXACT = Configuration("exact", {"accuracy": True})
+
 COMPILERS: dict[str, Compiler] = {
     "openvino": Compiler(
         target="openvino",
         accuracy={"accuracy": True},
         devices={
-            # float32 arithmetic, also where the processor has bfloat16 units that OpenVINO would use by itself; keys and
-            # values in float16, which shifting windows need: 8-bit caches lose by being moved.
             "cpu": DevicePlan(
                 proof="cpu",
-                configurations=(Configuration("default", {"inference_precision": "f32", "kv_cache_precision": "f16"}),),
-                weights=("bf16", "fp16", "fp32"),
+                configurations=(Configuration("default", _OPENVINO),),
+                # Activations rounded to 8 bits, as many sharing a scale as weights do.
+                integers=(Configuration("default", {**_OPENVINO, "dynamic_quantization_group": 32}), _EXACT),
+                weights=WEIGHTS,
                 experts="apart",
             ),
             "gpu": DevicePlan(
                 proof="cpu",
-                configurations=(Configuration("default", {"inference_precision": "f16", "kv_cache_precision": "f16"}),),
-                weights=("fp16",),
+                configurations=(Configuration("default", _OPENVINO_GPU),),
+                integers=(Configuration("default", _OPENVINO_GPU), _EXACT),
+                weights=("fp16", "int8", "int4"),
                 experts="tiled",
             ),
         },
@@ -171,7 +200,14 @@ COMPILERS: dict[str, Compiler] = {
         target="onnxruntime",
         accuracy={},
         devices={
-            "cpu": DevicePlan(proof="cpu", configurations=(Configuration("default", {}),), weights=WEIGHTS, experts="apart")
+            "cpu": DevicePlan(
+                proof="cpu",
+                configurations=(Configuration("default", {}),),
+                # The engine's float32 products with integer weights unpack all of them for every token: 5 to 10 times slower.
+                integers=(Configuration("default", {"accuracy_level": 4}), Configuration("exact", {})),
+                weights=WEIGHTS,
+                experts="apart",
+            )
         },
         refused={"cuda": "it is not there yet"},
         packages=("torch", "onnx-ir", "onnxruntime"),
@@ -204,18 +240,25 @@ def lowering_options(compiler: Compiler, info: ModelInfo, *, device: str, expert
 
 def weights_for(plan: DevicePlan, device: str, *, asked: str | None, stored: str) -> str:
     """The precision that is asked for, else the checkpoint's own, else the first that the device takes. Raises UsageError."""
-    if asked is None:
-        return stored if stored in plan.weights else plan.weights[0]
-    name = normal_weights(asked)
-    if name not in plan.weights:
-        raise UsageError(f"--weights {asked} does not run on device {device}: use {' or '.join(plan.weights)}")
+    name = asked or (stored if stored in plan.weights else plan.weights[0])
+    if name.split("-")[0] not in plan.weights:
+        raise UsageError(f"--weights {name} does not run on device {device}: use {' or '.join(plan.weights)}")
     return name
 
 
-def normal_weights(weights: str) -> str:
-    """The one name of a precision: fp32, fp16 or bf16. Raises UsageError."""
+def normal_weights(weights: str, *, group_size: str | None = None, asymmetric: bool = False) -> str:
+    """The one name of a precision: fp32, fp16, bf16, or of integers with their groups (int4-g128, int8-channel-asym).
+
+    group_size: 128, 64, 32 or channel, by default 128 for int4 and channel for int8. Raises UsageError.
+    """
     name = _ALIASES.get(weights, weights)
-    if name not in WEIGHTS:
-        state = "is not there yet" if name in _NOT_YET else "is unknown"
-        raise UsageError(f"--weights {weights} {state}: choose one of {', '.join(WEIGHTS)}")
-    return name
+    chosen = Quantisation.parse(name)
+    if chosen is None:
+        if name not in WEIGHTS:
+            raise UsageError(f"--weights {weights} is unknown: choose one of {', '.join(WEIGHTS)}")
+        if group_size is not None or asymmetric:
+            option = "--asymmetric" if group_size is None else f"--group-size {group_size}"
+            raise UsageError(f"{option} is for --weights int8 and int4, not for {name}")
+        return name
+    chosen = chosen if group_size is None else chosen.grouped(group_size)
+    return str(replace(chosen, symmetric=False) if asymmetric else chosen)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from alize.artifact.manifest import ModelInfo
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import HEAD_ROWS, ROWS
-from alize.models.registry import family_for, weights_of
+from alize.models.registry import family_for, single_weights
+from alize.optimize.quantisation import Quantisation
 from alize.validate.cases import Plan
 from alize.validate.references import kept_positions
 
@@ -52,7 +53,8 @@ class Model:
     """Sizes of a checkpoint's model as a target stores it. Numbers of parameters but where bytes are named.
 
     layer: of the largest layer.   matrix: of its largest matrix, one expert's for itself.   active: what a token is multiplied
-    with.   inner: width of the MLP.   read_bytes: of the checkpoint.   stored_bytes, largest_bytes: of all weights and of the
+    with.   inner: width of the MLP.   read_bytes: of the checkpoint.   parameters: all.
+    stored_bytes, largest_bytes: of all weights and of the
     largest one in the artifact.
     """
 
@@ -66,15 +68,16 @@ class Model:
     active: float
     inner: int
     read_bytes: int
+    parameters: int
     stored_bytes: int
     largest_bytes: int
 
     @staticmethod
     def of(checkpoint: Checkpoint, info: ModelInfo, *, target: str, weights: str) -> "Model":
         """From config.json and the shards' headers."""
-        shapes = {part: one.shape for name, weight in weights_of(checkpoint).items() for part, one in weight.apart(name).items()}
+        shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
         counts = {name: math.prod(shape) for name, shape in shapes.items()}
-        stored = [stored_bytes(shape, weights) for name, shape in shapes.items()]
+        stored = [stored_bytes(name, shape, weights) for name, shape in shapes.items()]
         layers = [0] * info.layers
         for name, count in counts.items():
             if name.startswith("model.layers."):
@@ -94,14 +97,20 @@ class Model:
             active=sum(layers) + head - experts * (1 - share),
             inner=family_for(checkpoint.config).config.from_dict(checkpoint.config).intermediate_size,
             read_bytes=sum(tensor.size for tensor in checkpoint.stored_tensors.values()),
+            parameters=sum(counts.values()),
             stored_bytes=sum(stored),
             largest_bytes=max(stored),
         )
 
 
-def stored_bytes(shape: tuple[int, ...], weights: str) -> int:
-    """Bytes of one weight in an artifact: matrices as `weights` says, vectors in float32."""
-    return math.prod(shape) * (4 if len(shape) < 2 else {"fp32": 4, "fp16": 2, "bf16": 2}[weights])
+def stored_bytes(name: str, shape: tuple[int, ...], weights: str) -> int:
+    """Bytes of one weight in an artifact: matrices as `weights` says, with their scales and zero points, vectors in float32."""
+    quantisation = Quantisation.parse(weights)
+    form = quantisation.form(name, shape) if quantisation else None
+    if form is None:
+        return math.prod(shape) * (4 if len(shape) < 2 or quantisation else {"fp32": 4, "fp16": 2, "bf16": 2}[weights])
+    groups = math.prod(shape) // form.group
+    return (math.prod(shape) + (0 if form.symmetric else groups)) * form.bits // 8 + 2 * groups
 
 
 def build_memory(model: Model, plan: Plan) -> int:
@@ -120,7 +129,8 @@ def build_memory(model: Model, plan: Plan) -> int:
 
 def run_memory(model: Model, plan: Plan, layers: int) -> int:
     """Anonymous bytes of the engine with so many layers. Of a slice: with the head or the embedding, whichever is larger."""
-    unpacked = UNPACKED[model.target][model.weights]
+    integers = model.stored_bytes / (4 * model.parameters)  # the engines keep them packed
+    unpacked = UNPACKED[model.target].get(model.weights, integers)
     head, table = 4 * unpacked * model.head, 4 * model.embedding
     weights = 4 * unpacked * layers * model.layer + (head + table if layers == model.info.layers else max(head, table))
     rows = max((len(case.first) * max(case.first) for case in plan.cases), default=0)

@@ -163,9 +163,10 @@ def test_a_device_that_is_not_there(target: str, built: BuiltOnce, alize: Alize,
     [
         (["--target", "abacus"], "'abacus' is unknown: use openvino or onnxruntime"),
         (["--target", "tensorrt"], "tensorrt is not there yet: use openvino or onnxruntime"),
-        (["--weights", "int8"], "--weights int8 is not there yet: use one of fp32, fp16, bf16"),
-        (["--weights", "int4"], "--weights int4 is not there yet: use one of fp32, fp16, bf16"),
-        (["--weights", "fp12"], "--weights 'fp12' is unknown: use one of fp32, fp16, bf16"),
+        (["--weights", "fp12"], "--weights 'fp12' is unknown: use one of fp32, fp16, bf16, int8, int4"),
+        (["--weights", "fp16", "--group-size", "64"], "--group-size 64 is for --weights int8 and int4, not for fp16"),
+        (["--asymmetric"], "--asymmetric is for --weights int8 and int4, not for fp32"),
+        (["--weights", "int4", "--quantisation-budget", "much"], "--quantisation-budget much must be a number of nats"),
         (["--validation-budget", "soon"], "--validation-budget soon must be a number of seconds"),
     ],
 )
@@ -180,14 +181,17 @@ def test_the_library_refuses_the_same_words(built: BuiltOnce, tmp_path: Path) ->
     source = str(built("onnxruntime").checkpoint)
     with pytest.raises(UsageError, match="target 'abacus' can't be built yet: choose openvino or onnxruntime"):
         build(source, output=tmp_path / "out", target="abacus")
-    for weights, state in {"int8": "is not there yet", "int4": "is not there yet", "fp12": "is unknown"}.items():
-        with pytest.raises(UsageError, match=f"--weights {weights} {state}: choose one of fp32, fp16, bf16"):
-            build(source, output=tmp_path / "out", target="onnxruntime", weights=weights)
+    with pytest.raises(UsageError, match="--weights fp12 is unknown: choose one of fp32, fp16, bf16, int8, int4"):
+        build(source, output=tmp_path / "out", target="onnxruntime", weights="fp12")
+    with pytest.raises(UsageError, match="--group-size 48 is unknown: choose one of 128, 64, 32 and channel"):
+        build(source, output=tmp_path / "out", target="onnxruntime", weights="int4", group_size="48")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_names_of_precisions() -> None:
     assert [normal_weights(name) for name in ("f32", "fp32", "f16", "fp16", "bf16")] == ["fp32", "fp32", "fp16", "fp16", "bf16"]
+    assert [normal_weights(name) for name in ("int4", "int8", "int4-g64-asym")] == ["int4-g128", "int8-channel", "int4-g64-asym"]
+    assert normal_weights("int8", group_size="32", asymmetric=True) == "int8-g32-asym"
     assert [compiler_for(name).target for name in COMPILERS] == list(COMPILERS)
 
 

@@ -39,8 +39,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
 def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any, tmp_path: Path) -> None:
     calls = stand_in("alize.build", "build", lambda _: read(artifact))
-    words = ["--target", "onnxruntime", "--weights", "f16", "--experts", "apart", "--revision", "v0.1"]
-    ran = alize("build", "org/name", "-o", tmp_path / "out", "--device", "gpu", "--validation-budget", "7", "--force", *words)
+    words = ["--target", "onnxruntime", "--weights", "int8", "--revision", "v0.1", "--validation-budget", "7", "--force"]
+    words += ["--group-size", "64", "--asymmetric", "--quantisation-budget", "0.25", "--experts", "apart"]
+    ran = alize("build", "org/name", "-o", tmp_path / "out", "--device", "gpu", *words)
     assert ran.code == 0
     assert calls == [
         (
@@ -49,10 +50,13 @@ def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any,
                 "output": tmp_path / "out",
                 "target": "onnxruntime",
                 "device": "gpu",
-                "weights": "fp16",
+                "weights": "int8",
                 "experts": "apart",
                 "revision": "v0.1",
                 "budget_seconds": 7.0,
+                "quantisation_budget": 0.25,
+                "group_size": "64",
+                "asymmetric": True,
                 "force": True,
             },
         )

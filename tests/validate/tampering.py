@@ -1,9 +1,11 @@
 """Ways to get a lowering wrong: each takes a hub model and spoils it, as a faulty pass or engine would."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
+import pytest
 import torch
 
 from alize.build import model_info
@@ -12,7 +14,10 @@ from alize.errors import LoweringFailed
 from alize.export.hub import export_hub
 from alize.export.weights import StreamedWeight
 from alize.models.checkpoint import Checkpoint
+from alize.optimize import quantise
 from alize.optimize.passes import attentions
+from alize.optimize.quantisation import Form
+from alize.optimize.round_to_integers import Integers
 
 Tamper = Callable[[ir.Model], None]
 
@@ -72,6 +77,37 @@ def swap_heads(hub: ir.Model) -> None:
     attention.replace_input_with(0, swapped.outputs[0])
 
 
+Spoil = Callable[[Integers], None]
+
+SPOILT = "model.layers.1.mlp.up_proj.weight"
+
+
+def change_nibble(integers: Integers) -> None:
+    """One integer of 4 bits, to its neighbour."""
+    integers.values[3, 5] ^= 1
+
+
+def change_scale(integers: Integers) -> None:
+    """One scale, by 6 per cent."""
+    integers.scales[2, 1] *= 1.0625
+
+
+@contextlib.contextmanager
+def spoilt_rounding(spoil: Spoil) -> Iterator[None]:
+    """While it lasts, a pass that rounds wrongly: the integers of one matrix of layer 1."""
+    right = quantise.quantised
+
+    def wrong(name: str, rows: torch.Tensor, form: Form) -> Integers:
+        found = right(name, rows, form)
+        if name == SPOILT:
+            spoil(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantise, "quantised", wrong)
+        yield
+
+
 def lower(checkpoint: Checkpoint, target: str, folder: Path, tamper: Tamper, *, weights: str = "fp32") -> str | None:
     """Lowers the spoilt hub into FOLDER. Returns what the structure check says of it, None when it sees nothing wrong."""
     hub = export_hub(checkpoint)
@@ -80,7 +116,7 @@ def lower(checkpoint: Checkpoint, target: str, folder: Path, tamper: Tamper, *, 
     lowering = compiler_for(target).lowering
     lowering.lower(hub, folder, weights=weights)
     try:
-        lowering.check_structure(folder, model_info(checkpoint), {})
+        lowering.check_structure(folder, model_info(checkpoint), {}, weights=weights)
     except LoweringFailed as error:
         return str(error)
     return None

@@ -38,7 +38,7 @@ def validate_artifact(
             f"{source} is not the checkpoint that {artifact} was built from: its sha256 is {checkpoint.sha256()[:12]}..., "
             f"the manifest says {manifest.source.sha256[:12]}...; give that one"
         )
-    budget = Budget(**manifest.validation.budget) if manifest.validation.budget else Budget()
+    budget = Budget(**manifest.validation.budget) if manifest.validation.budget else Budget.for_weights(manifest.target.weights)
     outcome = validate_folder(
         artifact,
         manifest,

@@ -8,13 +8,15 @@ from numpy.typing import NDArray
 from alize.artifact.manifest import ModelInfo
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
+from alize.optimize.quantisation import Quantisation
 from alize.runtimes.registry import Engine
 from alize.runtimes.session import Session, session_limits
 from alize.validate.cases import Case
 from alize.validate.drive import chosen_experts
+from alize.validate.judge import Budget, judge_loss
 from alize.validate.measure import NEAR_TIE, Figures, measure
 from alize.validate.near_ties import ROUTER_NEAR_TIE
-from alize.validate.references import as_stored
+from alize.validate.stored import as_stored
 
 __all__ = ["check_continuation"]
 
@@ -28,11 +30,14 @@ def check_continuation(
     *,
     weights: str,
     tapped: Callable[[], Engine],
+    budget: Budget,
 ) -> tuple[Figures, list[str], dict[str, str]]:
     """Generates `count` tokens after prompt [S]; one reference pass over both judges every step.
 
     tapped: opens the same engine with `expert_taps`. It is asked only where a token differs: a router whose
     choice lies ROUTER_NEAR_TIE or less below the reference's own is not to blame, and the reference then follows it.
+    With weights that are integers the engine rounds activations too, and may prefer another token by more than a near-tie:
+    the steps are then held to the budget of the runtime loss.
     The engine is closed. Returns the figures of the steps, why they fail, and prompt and continuation as text (empty without a
     tokenizer).
     """
@@ -56,7 +61,9 @@ def check_continuation(
             figures = measure(followed.logits[0], np.stack(steps), positions)
             changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)
     reasons = []
-    if len(changed):
+    if Quantisation.parse(weights):
+        reasons = judge_loss(figures, mean=budget.runtime_kl, worst=budget.runtime_kl_max)
+    elif len(changed):
         first = int(positions[changed[0]])
         reasons.append(
             f"{len(changed)} of {count} tokens are not what the reference would write (beyond near-ties of {NEAR_TIE} nats), "

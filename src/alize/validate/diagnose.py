@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 from alize.artifact.manifest import ModelInfo
 from alize.errors import UnsupportedModel
 from alize.models.checkpoint import Checkpoint, Weight
+from alize.optimize.quantisation import Quantisation
+from alize.optimize.round_to_integers import Integers
+from alize.validate.stored import changed_integers
 
 __all__ = ["Difference", "changed_weights", "first_difference", "tap_names"]
 
@@ -33,9 +36,15 @@ _RELATIVE = 1e-4
 
 
 def changed_weights(
-    stored: Iterable[tuple[str, torch.Tensor]], checkpoint: Checkpoint, weights: Mapping[str, Weight]
+    stored: Iterable[tuple[str, torch.Tensor | Integers]],
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Weight],
+    *,
+    quantisation: Quantisation | None = None,
 ) -> list[str]:
     """One line for each weight whose stored values are not the checkpoint's converted to the stored dtype, or is missing.
+
+    With `quantisation`, matrices have to be the very integers, scales and zero points that it gives.
 
     Raises CorruptCheckpoint (NaN or infinite weights), UnsupportedModel (weights that overflow in the stored dtype): the
     reference run reads only those rows of the embeddings that its tokens ask for.
@@ -46,6 +55,16 @@ def changed_weights(
             findings.append(f"weight {name} is not one of the model's")
             continue
         seen.add(name)
+        form = None if quantisation is None else quantisation.form(name, weights[name].shape)
+        if isinstance(values, Integers):
+            original = checkpoint.read(weights[name], torch.float32)
+            _check_finite(name, original, checkpoint, weights[name])
+            changed = changed_integers(name, values, original, form)
+            findings += [changed] if changed else []
+            continue
+        if form is not None:
+            findings.append(f"weight {name} is stored as {values.dtype}, and should be as integers")
+            continue
         expected = checkpoint.read(weights[name], values.dtype)
         _check_finite(name, expected, checkpoint, weights[name])
         if values.shape != expected.shape:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from alize.optimize.quantisation import Quantisation
 from alize.validate.measure import Figures
 
 __all__ = ["Budget", "fidelity_limit", "judge_fidelity", "judge_loss"]
@@ -25,8 +26,20 @@ class Budget:
     runtime_kl: float = 0.001
     runtime_kl_max: float = 0.1
 
+    @staticmethod
+    def for_weights(weights: str) -> "Budget":
+        """The defaults for an artifact that stores `weights`: integers lose more, and so do products with them."""
+        chosen = Quantisation.parse(weights)
+        return Budget() if chosen is None else _INTEGERS[chosen.bits]
+
     def as_dict(self) -> dict[str, float]:
         return {field.name: float(getattr(self, field.name)) for field in fields(self)}
+
+
+_INTEGERS = {
+    8: Budget(runtime_kl=0.02, runtime_kl_max=0.5),
+    4: Budget(quantisation_kl=0.75, quantisation_kl_max=5.0, runtime_kl=0.02, runtime_kl_max=0.5),
+}
 
 
 def fidelity_limit(floor: Figures, budget: Budget) -> float:

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from alize.optimize.lower_onnxruntime import MODEL_FILE
+from alize.optimize.onnxruntime_integers import INTEGER_TYPES, read_integers
+from alize.optimize.round_to_integers import Integers
 from alize.optimize.transpose_weights import SUFFIX
 
 __all__ = ["cut_experts", "residual_stream", "stored_weights"]
@@ -22,13 +24,15 @@ _DTYPES = {
 }
 
 
-def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor | Integers]]:
     """Each weight's name and values, [out,in] as in the checkpoint, mapped from the file."""
     model = ir.load(folder / MODEL_FILE)
     for stored, value in model.graph.initializers.items():
         name = stored.removesuffix(SUFFIX)
         tensor = value.const_value
-        if tensor is not None and name.endswith(".weight"):
+        if tensor is not None and name.endswith(".weight") and tensor.dtype in INTEGER_TYPES:
+            yield name, read_integers(model.graph.initializers, stored)
+        elif tensor is not None and name.endswith(".weight"):
             dtype = _DTYPES[tensor.dtype]
             words = torch.frombuffer(bytearray(tensor.tobytes()), dtype=dtype)
             values = words.reshape(value.shape.numpy()) if value.shape is not None else words

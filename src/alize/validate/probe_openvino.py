@@ -10,30 +10,38 @@ import torch
 from numpy.typing import NDArray
 
 from alize.optimize.lower_openvino import MODEL_FILE
+from alize.optimize.openvino_integers import INTEGER_TYPES, STACK, read_integers
+from alize.optimize.round_to_integers import Integers
 
 __all__ = ["cut_experts", "residual_stream", "stored_weights"]
 
-_STACK = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
 _ACCURACY = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"}
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each weight's name and values, [out,in] as in the checkpoint, mapped from the file and valid until the next one."""
+def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor | Integers]]:
+    """Each weight's name and values, [out,in] as in the checkpoint, read from the file one after another."""
     import openvino
 
     model = openvino.Core().read_model(folder / MODEL_FILE)
-    for node in model.get_ops():
-        name = node.get_friendly_name()
-        if node.get_type_name() != "Constant":
+    constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
+    for name, node in constants.items():
+        stack = STACK.fullmatch(name)
+        if not stack and not name.endswith(".weight"):
             continue
-        stack = _STACK.fullmatch(name)
-        if stack or name.endswith(".weight"):
+        if node.get_element_type().get_type_name() in INTEGER_TYPES:
+            integers = read_integers(constants, name)
+            yield from ((part, integers.part(e)) for part, e in _parts(name, stack, len(integers.values)))
+        else:
             dtype = _DTYPES[node.get_element_type().get_type_name()]
             bits = np.asarray(node.get_data())  # numpy has no bfloat16: OpenVINO hands its bits out as float16
-            parts = {f"{stack[1]}.{e}.{stack[2]}.weight": part for e, part in enumerate(bits)} if stack else {name: bits}
-            for part, values in parts.items():
-                yield part, torch.from_numpy(values.copy()).view(dtype)
+            for part, e in _parts(name, stack, len(bits)):
+                yield part, torch.from_numpy((bits if e is None else bits[e]).copy()).view(dtype)
+
+
+def _parts(name: str, stack: re.Match[str] | None, experts: int) -> list[tuple[str, int | None]]:
+    """The matrices of a stack by their names and places; a matrix by its own, and no place."""
+    return [(f"{stack[1]}.{e}.{stack[2]}.weight", e) for e in range(experts)] if stack else [(name, None)]
 
 
 def residual_stream(folder: Path, tokens: NDArray[np.int64], names: list[str]) -> dict[str, NDArray[np.float32]]:

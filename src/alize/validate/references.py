@@ -7,12 +7,13 @@ import torch
 from numpy.typing import NDArray
 
 from alize.models.checkpoint import Checkpoint
-from alize.models.reference import ROUND_TRIPS, Reference, ReferenceRun, WeightRule
+from alize.models.reference import Reference, ReferenceRun
 from alize.models.routing import Routing
 from alize.progress import Progress
 from alize.validate.measure import Figures, measure
+from alize.validate.stored import as_stored
 
-__all__ = ["MAX_KEPT", "References", "as_stored", "kept_positions", "run_references", "stored_exactly"]
+__all__ = ["MAX_KEPT", "References", "kept_positions", "run_references", "stored_exactly"]
 
 MAX_KEPT = 640
 """Positions whose logits are kept: all of a short sequence; of a longer one the edges and an even sample."""
@@ -46,20 +47,10 @@ class References:
         return torch.from_numpy(self.logits_at(positions)).double().log_softmax(-1).float().numpy()
 
 
-def as_stored(weights: str) -> WeightRule:
-    """What an artifact's weights go through: matrices are stored as `weights`, vectors (of norms) in float32 always."""
-    dtype = ROUND_TRIPS[weights]
-
-    def rule(name: str, rows: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - the signature of a WeightRule
-        return rows.float() if dtype is None or rows.ndim == 1 else rows.to(dtype).float()
-
-    return rule
-
-
 def run_references(
     checkpoint: Checkpoint, tokens: NDArray[np.int64], *, weights: str, bf16: bool, progress: Progress
 ) -> References:
-    """tokens: int64 [N]. weights: what the artifact stores (fp32, fp16, bf16)."""
+    """tokens: int64 [N]. weights: what the artifact stores (fp32, bf16, int4-g128, ...)."""
     kept, rule = kept_positions(len(tokens)), as_stored(weights)
 
     def run(name: str, reference: Reference, follow: Routing | None = None) -> ReferenceRun:
@@ -89,7 +80,7 @@ def run_references(
 def stored_exactly(checkpoint: Checkpoint, weights: str) -> bool:
     """Whether every float of the checkpoint is kept as it is: float32 holds all others, and each dtype holds itself."""
     dtypes = {info.dtype for info in checkpoint.tensors.values()}
-    return dtypes <= {_STORED[weights]} or (weights == "fp32" and "F64" not in dtypes)
+    return (weights in _STORED and dtypes <= {_STORED[weights]}) or (weights == "fp32" and "F64" not in dtypes)
 
 
 def kept_positions(length: int) -> NDArray[np.int64]:

@@ -13,8 +13,9 @@ from alize.artifact.manifest import CaseResult, Manifest, ModelInfo, Validation
 from alize.compilers import Compiler
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
-from alize.models.registry import weights_of
+from alize.models.registry import single_weights, weights_of
 from alize.optimize.openvino_slices import Slices
+from alize.optimize.quantisation import Quantisation
 from alize.progress import Progress
 from alize.runtimes import golden
 from alize.runtimes.registry import Engine, backend_module
@@ -30,13 +31,16 @@ from alize.validate.locate import locate
 from alize.validate.measure import Figures, measure
 from alize.validate.near_ties import ROUTER_NEAR_TIE, Choice, follow
 from alize.validate.prompts import validation_tokens
-from alize.validate.references import References, as_stored, run_references
+from alize.validate.references import References, run_references
 from alize.validate.slices import OpenSlice, chosen_in_slices, run_cases, spelt
+from alize.validate.stored import as_stored
 
 __all__ = ["Outcome", "plan_for", "validate_folder"]
 
 _SECONDS_A_MULTIPLICATION = 1 / 30e9
 """What a token costs for each parameter that it is multiplied with: two cores reach some 70 GFLOP/s, half of it is assumed."""
+_ROUNDED_LOG_PROB_ERROR = 20.0
+"""Nats, of any token at all, where the engine rounds activations."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,15 @@ class _Validation:
     def run(self, budget_seconds: float) -> Outcome:
         if budget_seconds == 0:
             return self._nothing()
-        weights = weights_of(self.checkpoint)
         plan = plan_for(self.checkpoint, self.info, budget_seconds)
         tokens = validation_tokens(self.checkpoint.folder, self.info, plan.length)
         self.progress.stage("compare weights", steps=1)
-        single = {part: one for name, weight in weights.items() for part, one in weight.apart(name).items()}
-        findings = changed_weights(self.compiler.probe.stored_weights(self.folder), self.checkpoint, single)
+        findings = changed_weights(
+            self.compiler.probe.stored_weights(self.folder),
+            self.checkpoint,
+            single_weights(self.checkpoint),
+            quantisation=Quantisation.parse(self.draft.target.weights),
+        )
         references = run_references(
             self.checkpoint, tokens, weights=self.draft.target.weights, bf16=plan.bf16_floor, progress=self.progress
         )
@@ -197,6 +204,8 @@ class _Validation:
         mean = self.budget.quantisation_kl if quantised else self.budget.runtime_kl
         worst = self.budget.quantisation_kl_max if quantised else self.budget.runtime_kl_max
         reasons = tuple(judge_loss(figures, mean=mean, worst=worst))
+        if quantised and Quantisation.parse(self.draft.target.weights):
+            reasons = tuple(f"{reason}: use smaller groups or int8, or raise --quantisation-budget" for reason in reasons)
         self.cases.append(CaseEvidence(name, question, figures, mean, reasons, plan.edges))
 
     def _continuation(self, plan: Plan, tokens: NDArray[np.int64]) -> dict[str, str]:
@@ -214,6 +223,7 @@ class _Validation:
             plan.continuation,
             weights=self.draft.target.weights,
             tapped=lambda: self._open(options, taps=expert_taps(self.info)),
+            budget=self.budget,
         )
         engine.close()
         self.cases.append(CaseEvidence("greedy continuation", "runtime loss", figures, float("inf"), tuple(reasons), ()))
@@ -339,4 +349,6 @@ class _Validation:
         return tuple(cases)
 
     def _golden_budget(self) -> golden.Budget:
-        return golden.Budget(kl=self.budget.runtime_kl_max, max_log_prob_error=1.0)
+        """Where activations are rounded too, the least likely of all tokens move by several nats: KL alone judges."""
+        rounded = Quantisation.parse(self.draft.target.weights) is not None
+        return golden.Budget(kl=self.budget.runtime_kl_max, max_log_prob_error=_ROUNDED_LOG_PROB_ERROR if rounded else 1.0)

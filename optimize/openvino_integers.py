@@ -1,0 +1,95 @@
+"""The integer matrices of an OpenVINO IR: read back as they lie, and asserted on the compiled graph."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alize.artifact.manifest import ModelInfo
+from alize.errors import LoweringFailed
+from alize.optimize.integer_products import HEAD, describe_forms, require_products
+from alize.optimize.openvino_structure import one_line
+from alize.optimize.quantisation import Form
+from alize.optimize.quantise import SCALES, ZERO_POINTS
+from alize.optimize.round_to_integers import Integers, unpack_nibbles
+
+__all__ = ["INTEGER_TYPES", "STACK", "check_integers", "read_integers"]
+
+INTEGER_TYPES = ("i4", "u4", "i8", "u8")
+STACK = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
+"""The name of all experts' matrices in one, in the tiled form."""
+
+_WANTED = "FullyConnected with integers"
+_WANTED_OF_STACKS = "GatherMatmul with integers"
+
+
+def read_integers(constants: dict[str, Any], name: str) -> Integers:
+    """A matrix, or a stack of them, from the IR's Constant nodes by name: copies, that stay when the model goes."""
+    values, scales = constants[name], constants[name + SCALES]
+    zeros = constants.get(name + ZERO_POINTS)
+    shape = (*list(values.shape)[:-1], -1)  # [...,out,G]
+    return Integers(
+        _unpacked(values),
+        torch.from_numpy(np.array(scales.data)).reshape(shape),
+        None if zeros is None else _unpacked(zeros).reshape(shape),
+    )
+
+
+def _unpacked(node: Any) -> torch.Tensor:
+    kind, data = node.get_element_type().get_type_name(), torch.from_numpy(np.array(node.data))
+    if kind in ("i4", "u4"):
+        data = unpack_nibbles(data.view(torch.uint8), int(np.prod(node.shape)), signed=kind == "i4")
+    return data.reshape(tuple(node.shape))
+
+
+def check_integers(path: Path, info: ModelInfo) -> dict[str, Any]:
+    """Asserts that the CPU plugin multiplies with the integers themselves, in every layer and projection.
+
+    Returns what the manifest's `structure` holds of it. Raises LoweringFailed naming layer and projection.
+    """
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
+    forms = {
+        name: _form(constants, name)
+        for name, node in constants.items()
+        if name + SCALES in constants and node.get_element_type().get_type_name() in INTEGER_TYPES
+    }
+    head = model.output("logits").get_node().input_value(0).get_node().get_friendly_name()
+    try:
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except RuntimeError as error:
+        raise LoweringFailed(f"openvino {openvino.__version__} cannot compile the model: {one_line(error)}") from error
+    products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
+    executed = dict(_products(compiled, products))
+    count = sum(kind in (_WANTED, _WANTED_OF_STACKS) for kind in executed.values())
+    if head in executed:
+        executed[HEAD] = executed[head]
+    stacks = {name for name in forms if STACK.fullmatch(name)}
+    require_products(set(forms) - stacks, executed, wanted=_WANTED, layers=info.layers)
+    if stacks:
+        require_products(stacks, executed, wanted=_WANTED_OF_STACKS, layers=info.layers)
+    return {"integer_products": count, "integers": describe_forms(forms)}
+
+
+def _form(constants: dict[str, Any], name: str) -> tuple[Form, int]:
+    node = constants[name]
+    kind, (*rows, columns) = node.get_element_type().get_type_name(), node.shape
+    groups = int(np.prod(constants[name + SCALES].shape)) // int(np.prod(rows))
+    return Form(int(kind[1:]), columns // groups, name + ZERO_POINTS not in constants), columns
+
+
+def _products(compiled: Any, products: set[str]) -> Iterator[tuple[str, str]]:
+    """Each of the IR's MatMul nodes, and what it runs as."""
+    for node in compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        kind = str(info["layerType"].value)
+        if kind in ("FullyConnected", "MatMul", "GatherMatmul"):
+            weights = node.input_value(1).get_element_type().get_type_name()
+            what = f"{kind} with {'integers' if weights in INTEGER_TYPES else weights}"
+            yield from ((name, what) for name in str(info["originalLayersNames"].value).split(",") if name in products)
