@@ -151,12 +151,19 @@ Engine::Engine(const Backend &backend, const std::filesystem::path &folder, cons
     }
     const std::string place = folder.string();
     const ModelInfo &info = manifest.model;
-    const alize_backend_model model = {
-        place.c_str(),       device.c_str(),
-        info.layers,         info.key_value_heads,
-        info.head_size,      info.vocab_size,
-        info.windows.data(), listed.data(),
-        listed.size(),       tokenizers_library.empty() ? nullptr : tokenizers_library.c_str()};
+    const alize_backend_model model = {place.c_str(),
+                                       device.c_str(),
+                                       info.layers,
+                                       info.key_value_heads,
+                                       info.head_size,
+                                       info.vocab_size,
+                                       info.experts,
+                                       info.experts_per_token,
+                                       info.bos_token_id.value_or(-1),
+                                       info.windows.data(),
+                                       listed.data(),
+                                       listed.size(),
+                                       tokenizers_library.empty() ? nullptr : tokenizers_library.c_str()};
     alize_backend_error error = {};
     check(table_.open(&model, &engine_, &error), error);
 }

@@ -195,7 +195,9 @@ void check_model(const ModelInfo &info) {
     const bool counts = info.layers > 0 && info.key_value_heads > 0 && info.head_size > 0 && info.vocab_size > 0;
     const bool windows = static_cast<int64_t>(info.windows.size()) == info.layers && info.layers > 0 &&
                          *std::min_element(info.windows.begin(), info.windows.end()) >= 0;
-    if (!counts || !windows) fail(ALIZE_ARTIFACT, "field model has sizes that no model has");
+    const bool experts = info.experts == 0 ? info.experts_per_token == 0
+                                           : info.experts_per_token >= 1 && info.experts_per_token <= info.experts;
+    if (!counts || !windows || !experts) fail(ALIZE_ARTIFACT, "field model has sizes that no model has");
 }
 
 // `json` went through `decode`, which made it what Python reads: so its canonical text is the one that was sealed.

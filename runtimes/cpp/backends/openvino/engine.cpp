@@ -11,6 +11,7 @@
 #include <openvino/runtime/exception.hpp>
 
 #include "../guard.hpp"
+#include "warm_up.hpp"
 
 namespace alize::backends {
 namespace {
@@ -59,10 +60,13 @@ ov::CompiledModel compile(const alize_backend_model &model) {
         ov::Core core;
         const auto graph = core.read_model(path);
         slice_before_head(*graph);
+        if (model.experts > 0) add_expert_bias(*graph, model);
         std::string device = model.device;
         std::transform(device.begin(), device.end(), device.begin(),
                        [](char c) { return c >= 'a' && c <= 'z' ? char(c - 32) : c; });
-        return core.compile_model(graph, device, properties(model));
+        ov::CompiledModel compiled = core.compile_model(graph, device, properties(model));
+        if (model.experts > 0) warm_up(compiled, model);
+        return compiled;
     } catch (const std::exception &error) {
         throw Refusal(ALIZE_ARTIFACT, path + ": openvino " + engine_version() + " cannot compile it: " + error.what());
     }
@@ -106,6 +110,7 @@ OpenVinoEngine::OpenVinoEngine(const alize_backend_model &model)
     : compiled(compile(model)),
       windows(model.windows, model.windows + model.layers),
       vocab_size(model.vocab_size),
+      experts(model.experts),
       tokenizer(model.folder, model.tokenizers_library == nullptr ? "" : model.tokenizers_library) {}
 
 OpenVinoRunner::OpenVinoRunner(OpenVinoEngine &engine, int64_t batch)
@@ -113,7 +118,8 @@ OpenVinoRunner::OpenVinoRunner(OpenVinoEngine &engine, int64_t batch)
       batch_(static_cast<size_t>(batch)),
       vocab_size_(static_cast<size_t>(engine.vocab_size)),
       caches_(request_.query_state(), engine.windows, batch_),
-      rows_(batch_) {
+      rows_(batch_),
+      no_bias_(static_cast<size_t>(engine.experts), 0.0F) {
     std::iota(rows_.begin(), rows_.end(), 0);
 }
 
@@ -156,6 +162,7 @@ ov::Tensor OpenVinoRunner::infer(const int64_t *tokens, int64_t s, const int64_t
     feed("attention_mask", ov::element::i64, {batch_, slots + width}, mask_.data());
     feed("beam_idx", ov::element::i32, {batch_}, rows_.data());
     feed("num_logits_to_keep", ov::element::i64, {1}, &count_);
+    if (!no_bias_.empty()) feed(kExpertBias, ov::element::f32, {no_bias_.size()}, no_bias_.data());
     try {
         request_.infer();
     } catch (const ov::Cancelled &) {

@@ -23,7 +23,7 @@ public:
 
     ov::CompiledModel compiled;
     const std::vector<int64_t> windows;
-    const int64_t vocab_size;
+    const int64_t vocab_size, experts;
     Tokenizer tokenizer;
 };
 
@@ -48,6 +48,7 @@ private:
     Caches caches_;
     std::vector<int64_t> positions_, mask_;
     std::vector<int32_t> rows_;
+    std::vector<float> no_bias_;  // [E], see warm_up.hpp
     int64_t count_ = 0;
 };
 

@@ -35,7 +35,9 @@ typedef struct alize_backend_option {
 typedef struct alize_backend_model {
     const char *folder, *device;
     int64_t layers, key_value_heads, head_size, vocab_size;
-    const int64_t *windows; /* [layers], 0 = full attention */
+    int64_t experts, experts_per_token; /* 0 without experts */
+    int64_t bos_token_id;               /* -1 = none */
+    const int64_t *windows;             /* [layers], 0 = full attention */
     const alize_backend_option *options;
     size_t option_count;
     const char *tokenizers_library; /* may be NULL */
