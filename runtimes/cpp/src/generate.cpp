@@ -7,6 +7,19 @@
 namespace alize {
 namespace {
 
+// Decoding until the end of the scope.
+class Decoding {
+public:
+    explicit Decoding(Session &session) : session_(session) {}
+    ~Decoding() { session_.decoding(false); }
+    Decoding(const Decoding &) = delete;
+    Decoding &operator=(const Decoding &) = delete;
+    void begin() { session_.decoding(true); }
+
+private:
+    Session &session_;
+};
+
 void finish(std::vector<int32_t> &reasons, const std::vector<int64_t> &yielded, int64_t count,
             std::optional<int64_t> room, const GenerationOptions &options) {
     const auto &stops = options.stop_token_ids;
@@ -35,9 +48,11 @@ std::vector<int32_t> generate(Session &session, const int64_t *tokens, int64_t s
     std::vector<int32_t> reasons(rows, ALIZE_RUNNING);
     std::vector<int64_t> drawn(rows), yielded(rows);
     std::vector<float> logits(rows * v);
+    Decoding decoding(session);
     for (int64_t count = 1;; count++) {
         if (count == 1) {
             session.append(tokens, s, lengths, 1, logits.data(), logits.size());
+            decoding.begin();
         } else {
             session.append(drawn.data(), 1, nullptr, 1, logits.data(), logits.size());
         }

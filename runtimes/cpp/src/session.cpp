@@ -9,6 +9,7 @@ namespace alize {
 namespace {
 
 constexpr int64_t kDefaultChunk = 512;
+constexpr const char *kCancelled = "this call was cancelled from another thread";
 
 int64_t whole(const Options &options, const char *name, int64_t otherwise) {
     const auto found = options.find(name);
@@ -91,6 +92,7 @@ void Session::append(const int64_t *tokens, int64_t s, const int64_t *lengths, i
     const size_t wanted = index(batch_) * index(keep == 0 ? s : keep) * index(info_.vocab_size);
     if (logits != nullptr && count != wanted)
         fail(ALIZE_USAGE, "logits have room for ", count, " floats, not the ", wanted, " of [B,keep,V]");
+    if (cancelled_) fail(ALIZE_CANCELLED, kCancelled);  // before anything was done
     Tearing tearing(*this);
     append_checked(tokens, s, counts, keep, logits);
     tearing.done();
@@ -146,6 +148,7 @@ void Session::append_checked(const int64_t *tokens, int64_t s, const std::vector
     const size_t v = index(info_.vocab_size);
     if (logits != nullptr && keep == 0) std::fill_n(logits, index(batch_ * rows) * v, 0.0F);
     for (int64_t start = 0; start < longest; start += limits_.chunk) {
+        if (start > 0 && cancelled_) fail(ALIZE_CANCELLED, kCancelled);
         const int64_t size = std::min(limits_.chunk, longest - start);
         std::vector<int64_t> chunk(index(batch_ * size), 0), lengths(index(batch_)), wanted(index(batch_));
         int64_t most = 1;
@@ -170,7 +173,6 @@ void Session::append_checked(const int64_t *tokens, int64_t s, const std::vector
 }
 
 void Session::step(const std::vector<int64_t> &tokens, const std::vector<int64_t> &lengths, int64_t keep) {
-    if (cancelled_) fail(ALIZE_CANCELLED, "this call was cancelled from another thread");
     int64_t most = 0;
     for (size_t b = 0; b < lengths.size(); b++) most = std::max(most, cached_[b] + lengths[b]);
     if (limits_.capacity && most > *limits_.capacity) {
@@ -220,7 +222,12 @@ void Session::close() {
 void Session::cancel() {
     cancelled_ = true;
     const std::lock_guard<std::mutex> lock(runner_mutex_);
-    if (runner_ != nullptr) runner_->cancel();
+    if (runner_ != nullptr && !decoding_) runner_->cancel();
+}
+
+void Session::decoding(bool on) {
+    const std::lock_guard<std::mutex> lock(runner_mutex_);
+    decoding_ = on;
 }
 
 int64_t Session::rewindable_now() const {

@@ -56,6 +56,8 @@ public:
         bool outermost_;
     };
     bool cancelled() const { return cancelled_; }
+    // While on, `cancel` waits for the step that is running, which is one token, and so leaves the session whole.
+    void decoding(bool on);
 
 private:
     class Tearing;
@@ -79,6 +81,7 @@ private:
     std::atomic<const void *> inside_ = nullptr;  // the thread that is inside
     std::atomic<bool> cancelled_ = false;
     std::mutex runner_mutex_;  // held to replace runner_, and by `cancel` while it uses it
+    bool decoding_ = false;    // under runner_mutex_
     bool closed_ = false, torn_ = false;
 };
 
