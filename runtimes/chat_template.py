@@ -3,6 +3,7 @@
 Templates come from strangers: they run in jinja2's immutable sandbox and see nothing but what is passed here.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from alize.errors import UsageError
 
-__all__ = ["render_chat"]
+__all__ = ["chat_environment", "render_chat"]
 
 
 def render_chat(
@@ -27,13 +28,16 @@ def render_chat(
     Raises UsageError with the template's own words when it refuses the messages, or cannot be parsed.
     """
     try:
-        return (
-            _environment()
-            .from_string(template)
-            .render(messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **variables)
+        return _compiled(template).render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **variables
         )
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"the chat template cannot render these messages ({error}): mend them, or prompt without it") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(template: str) -> jinja2.Template:
+    return chat_environment().from_string(template)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -46,7 +50,8 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def chat_environment() -> ImmutableSandboxedEnvironment:
+    """The sandbox that templates run in."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alize import __version__
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, ModelInfo, Source, Target, Validation
+from alize.chat_form import CHAT_FORM, chat_form_json
 from alize.compilers import Compiler, DevicePlan, compiler_for, lowering_options, normal_weights, weights_for
 from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
@@ -21,6 +22,7 @@ from alize.record import BUILD_RECORD, INSPECT, BuildRecord
 from alize.report import render
 from alize.runtimes.golden import GOLDEN, write_golden
 from alize.runtimes.registry import backend_module, check_device
+from alize.runtimes.text import Tokenizer
 from alize.source import Resolved, resolve
 from alize.validate.judge import Budget
 from alize.validate.run import Outcome, plan_for, validate_folder
@@ -213,6 +215,7 @@ def _compile(
     progress.stage("companions")
     _copy_companions(checkpoint, folder)
     compiler.companion.write(checkpoint, folder)
+    _write_chat_form(folder)
     return dataclasses.replace(draft, target=dataclasses.replace(draft.target, passes=passes, structure=structure))
 
 
@@ -226,6 +229,16 @@ def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
     else:
         text = json.dumps(checkpoint.config, indent=2, sort_keys=True)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_chat_form(folder: Path) -> None:
+    """The chat template's form for runtimes without Jinja, where there is a template."""
+    if not (folder / "tokenizer.json").is_file():
+        return
+    tokenizer = Tokenizer(folder)
+    if tokenizer.chat_template is not None:
+        text = chat_form_json(tokenizer.chat_template, tokenizer.special_tokens)
+        (folder / CHAT_FORM).write_text(text, encoding="utf-8")
 
 
 def _write_proof(folder: Path, draft: Manifest, outcome: Outcome, output: Path) -> None:

@@ -26,8 +26,15 @@ from alize.validate.judge import Budget
 from tests.builds.conftest import WINDOW, BuiltOnce
 from tests.tiny import tiny_checkpoint
 
-TOKENIZER = {"config.json", "generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"}
-ALWAYS = TOKENIZER | {"golden.safetensors", "report.html"}
+TOKENIZER = {
+    "chat_form.json",
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+ALWAYS = TOKENIZER | {"chat_form.json", "golden.safetensors", "report.html"}
 FILES = {
     "openvino": ALWAYS | {f"openvino_{name}.{kind}" for name in ("model", "tokenizer", "detokenizer") for kind in ("xml", "bin")},
     "onnxruntime": ALWAYS | {"model.onnx", "model.onnx.data", "genai_config.json"},

@@ -1,0 +1,147 @@
+// The fake back-end: the "language model" of integer arithmetic that runtimes/fake.py describes, bit for bit.
+#include <algorithm>
+#include <vector>
+
+#include "guard.hpp"
+
+namespace alize::backends {
+namespace {
+
+// The finaliser of splitmix64 (Steele, Lea and Flood 2014) behind an offset, so that 0 does not stay 0.
+uint64_t mix(uint64_t value) {
+    value += 0x9E3779B97F4A7C15;
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
+    return value ^ (value >> 31);
+}
+
+struct Engine {
+    std::vector<int64_t> windows;
+    int64_t vocab_size;
+};
+
+using Cache = std::vector<uint64_t>;
+
+struct Runner {
+    const std::vector<int64_t> windows;
+    const int64_t vocab_size;
+    std::vector<std::vector<Cache>> rows;  // [row][layer][cached]
+
+    std::vector<uint64_t> append(std::vector<Cache> &caches, const int64_t *tokens, int64_t count,
+                                 int64_t position) const {
+        std::vector<uint64_t> state;
+        for (int64_t i = 0; i < count; i++)
+            state.push_back(mix(mix(static_cast<uint64_t>(tokens[i])) + static_cast<uint64_t>(position + i)));
+        for (size_t layer = 0; layer < windows.size(); layer++) {
+            Cache &cache = caches[layer];
+            for (const uint64_t one : state) cache.push_back(mix(one));
+            for (int64_t i = 0; i < count; i++) {
+                const auto stop = static_cast<int64_t>(cache.size()) - count + i + 1;
+                const int64_t start = windows[layer] == 0 ? 0 : std::max<int64_t>(stop - windows[layer], 0);
+                uint64_t sum = 0;  // wraps at 2^64
+                for (int64_t j = start; j < stop; j++) sum += cache[static_cast<size_t>(j)];
+                uint64_t &one = state[static_cast<size_t>(i)];
+                one = mix(one + sum);
+            }
+        }
+        return state;
+    }
+
+    void step(const int64_t *tokens, int64_t s, const int64_t *lengths, const int64_t *positions, int64_t keep,
+              float *logits) {
+        const auto v = static_cast<size_t>(vocab_size);
+        for (size_t row = 0; row < rows.size(); row++) {
+            const auto place = static_cast<int64_t>(row);
+            const auto state = append(rows[row], tokens + place * s, lengths[row], positions[row]);
+            const auto kept = std::min(static_cast<int64_t>(state.size()), keep);
+            for (int64_t i = 0; i < kept; i++) {
+                float *out = logits + static_cast<size_t>(place * keep + keep - kept + i) * v;
+                const uint64_t one = state[state.size() - static_cast<size_t>(kept - i)];
+                for (uint64_t id = 0; id < v; id++)  // 20 bits: exact in float32
+                    out[id] = (static_cast<float>(mix(one + mix(id)) >> 44) - 524288.0F) / 65536.0F;
+            }
+        }
+    }
+
+    template <typename Change>
+    void edit(bool windowed_only, Change change) {
+        for (auto &caches : rows) {
+            for (size_t layer = 0; layer < caches.size(); layer++) {
+                if (!windowed_only || windows[layer] > 0) change(caches[layer]);
+            }
+        }
+    }
+
+    int64_t cached() const {
+        const bool any = std::any_of(windows.begin(), windows.end(), [](int64_t window) { return window > 0; });
+        size_t most = 0;
+        for (const auto &caches : rows) {
+            for (size_t layer = 0; layer < caches.size(); layer++) {
+                if (!any || windows[layer] > 0) most = std::max(most, caches[layer].size());
+            }
+        }
+        return static_cast<int64_t>(most);
+    }
+};
+
+Runner &the(void *runner) { return *static_cast<Runner *>(runner); }
+
+const alize_backend kTable = {
+    ALIZE_BACKEND_ABI,
+    "fake",
+    [](alize_backend_text each, void *user, alize_backend_error *) {
+        each(user, "cpu", 3);
+        return int32_t{0};
+    },
+    [](const char *device, alize_backend_pair each, void *user, alize_backend_error *) {
+        each(user, "backend", "fake");
+        each(user, "device", device);
+        return int32_t{0};
+    },
+    [](const alize_backend_model *model, void **engine, alize_backend_error *error) {
+        return guarded(error, [&] {
+            *engine = new Engine{{model->windows, model->windows + model->layers}, model->vocab_size};
+        });
+    },
+    [](void *engine) { delete static_cast<Engine *>(engine); },
+    [](void *engine, int64_t batch, void **runner, alize_backend_error *error) {
+        return guarded(error, [&] {
+            const auto &one = *static_cast<Engine *>(engine);
+            const std::vector<Cache> empty(one.windows.size());
+            *runner = new Runner{one.windows, one.vocab_size, {static_cast<size_t>(batch), empty}};
+        });
+    },
+    [](void *runner, const int64_t *tokens, int64_t s, const int64_t *lengths, const int64_t *positions, int64_t keep,
+       float *logits, alize_backend_error *error) {
+        return guarded(error, [&] { the(runner).step(tokens, s, lengths, positions, keep, logits); });
+    },
+    [](void *runner, int64_t n, alize_backend_error *error) {
+        return guarded(error, [&] {
+            the(runner).edit(false, [&](Cache &cache) { cache.resize(cache.size() - static_cast<size_t>(n)); });
+        });
+    },
+    [](void *runner, int64_t keep, alize_backend_error *error) {
+        return guarded(error, [&] {
+            the(runner).edit(true, [&](Cache &cache) {
+                const auto extra = static_cast<std::ptrdiff_t>(cache.size()) - static_cast<std::ptrdiff_t>(keep);
+                if (extra > 0) cache.erase(cache.begin(), cache.begin() + extra);
+            });
+        });
+    },
+    [](void *runner) { return the(runner).cached(); },
+    [](void *runner, alize_backend_error *error) {
+        return guarded(error, [&] { the(runner).edit(false, [](Cache &cache) { cache.clear(); }); });
+    },
+    nullptr,  // a step is over before anybody could cancel it
+    [](void *runner) { delete &the(runner); },
+    nullptr,
+    nullptr,
+    nullptr,
+};
+
+}  // namespace
+}  // namespace alize::backends
+
+extern "C" __attribute__((visibility("default"))) const alize_backend *alize_backend_entry(void) {
+    return &alize::backends::kTable;
+}
