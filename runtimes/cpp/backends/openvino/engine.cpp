@@ -30,11 +30,15 @@ ov::AnyMap properties(const alize_backend_model &model) {
     };
     ov::AnyMap found;
     if (options.count("accuracy") != 0 && truth(options["accuracy"]))
-        found = {
-            {"EXECUTION_MODE_HINT", "ACCURACY"}, {"INFERENCE_PRECISION_HINT", "f32"}, {"KV_CACHE_PRECISION", "f32"}};
+        found = {{"EXECUTION_MODE_HINT", "ACCURACY"},
+                 {"INFERENCE_PRECISION_HINT", "f32"},
+                 {"KV_CACHE_PRECISION", "f32"},
+                 {"DYNAMIC_QUANTIZATION_GROUP_SIZE", 0}};
     if (options.count("inference_precision") != 0)
         found["INFERENCE_PRECISION_HINT"] = text(options["inference_precision"]);
     if (options.count("kv_cache_precision") != 0) found["KV_CACHE_PRECISION"] = text(options["kv_cache_precision"]);
+    if (options.count("dynamic_quantization_group") != 0)
+        found["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = std::stoi(text(options["dynamic_quantization_group"]));
     if (options.count("threads") != 0 && truth(options["threads"]))
         found["INFERENCE_NUM_THREADS"] = std::stoi(text(options["threads"]));
     return found;
