@@ -9,6 +9,7 @@ import ctypes
 import gc
 import os
 import shutil
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,11 @@ def available_bytes() -> int | None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes of the file system that FOLDER is or will be in."""
+    """Free bytes of the file system that FOLDER is or will be in. One without blocks, as /proc, does not say: it may refuse
+    to be written to, but not for want of space."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
-    return shutil.disk_usage(there).free
+    usage = shutil.disk_usage(there)
+    return usage.free if usage.total else sys.maxsize
 
 
 def give_back() -> None:

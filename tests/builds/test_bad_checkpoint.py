@@ -97,13 +97,13 @@ SPOILT: dict[str, tuple[Spoil, list[str]]] = {
     "unknown dtype": (rename_dtype, [SHARD, "unknown dtype F77"]),
     "unknown architecture": (
         lambda folder: edit_config(folder, model_type="llama"),
-        ["model_type 'llama' is not one of mistral"],
+        ["model_type 'llama' is not one of ministral, ministral3, mistral, mixtral"],
     ),
     "another class": (
         lambda folder: edit_config(folder, architectures=["MistralForSequenceClassification"]),
         ["MistralForSequenceClassification", "only MistralForCausalLM"],
     ),
-    "no architecture": (lambda folder: edit_config(folder, model_type=...), ["model_type None is not one of mistral"]),
+    "no architecture": (lambda folder: edit_config(folder, model_type=...), ["model_type None is not one of ministral"]),
     "unknown key": (lambda folder: edit_config(folder, attention_sinks=4), ["unknown key attention_sinks = 4", "remove it"]),
     "unknown rope": (
         lambda folder: edit_config(folder, rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}),
