@@ -1,6 +1,6 @@
 """Builds checkpoints and compares what the estimate said with what the build took.
 
-    python -m benchmarks.build_memory WORK [--case SHAPE:LAYERS[:TARGET[:WEIGHTS]]] ... [--window 64] [-- OPTIONS OF BUILD]
+    python -m benchmarks.build_memory WORK [--case SHAPE:LAYERS[:TARGET[:WEIGHTS]]] ... [--window 64] [OPTIONS OF BUILD]
 
 from the repository's root. A case is a shape of make_checkpoint.py cut to so many layers, or the folder of a checkpoint in place
 of SHAPE:LAYERS; without any, CASES. Every build is a process of its own. Checkpoints are written below WORK once, their windows
@@ -38,10 +38,9 @@ def main() -> None:
     parser.add_argument("--case", action="append", help="SHAPE:LAYERS[:TARGET[:WEIGHTS]] or FOLDER[:TARGET[:WEIGHTS]]")
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--name", default="build-memory", help="of the file of results")
-    parser.add_argument("rest", nargs="*", help="further options of `alize build`, behind --")
-    options = parser.parse_args()
-    cases = {case: measure(case, options.work, options.window, options.rest) for case in options.case or CASES}
-    write_result(options.name, {"command": " ".join(sys.argv[1:]), "cases": cases})
+    options, rest = parser.parse_known_args()
+    cases = {case.split("/")[-1]: measure(case, options.work, options.window, rest) for case in options.case or CASES}
+    write_result(options.name, {"window": options.window, "options": rest, "cases": cases})
 
 
 def measure(case: str, work: Path, window: int, rest: list[str]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Writes a checkpoint with random weights in a published shape, shard by shard: something to build and to measure.
 
-    python -m benchmarks.make_checkpoint SHAPE FOLDER [--layers N] [--seed 0]        from the repository's root
+    python -m benchmarks.make_checkpoint SHAPE FOLDER [--layers N] [--seed 0] [--hollow]        from the repository's root
 
 SHAPE is one of SHAPES. Weights are bfloat16, normal with a standard deviation of 0.02 (norms around 1), the same bytes on every
 machine. One tensor is in memory at a time; --layers cuts the model short. There is no tokenizer: validation then takes random
-tokens.
+tokens. --hollow writes headers, and holes that take no disk for the values: enough for `alize build --dry-run`.
 """
 
 import argparse
@@ -61,6 +61,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     # mistralai/Mixtral-8x7B-v0.1
     "mixtral-8x7b": {**_MISTRAL, **_7B, **_EXPERTS},
+    # config.json of mistralai/Mixtral-8x22B-v0.1
+    "mixtral-8x22b": {
+        **_MISTRAL,
+        **_7B,
+        **_EXPERTS,
+        "hidden_size": 6144,
+        "intermediate_size": 16384,
+        "num_attention_heads": 48,
+        "num_hidden_layers": 56,
+        "max_position_embeddings": 65536,
+    },
     # what a token of the demo model's Mixtral twin goes through: two experts of 1536
     "demo-active": {
         **_MISTRAL,
@@ -88,11 +99,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, help="fewer layers than the published ones")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hollow", action="store_true", help="headers only: for a dry run")
     options = parser.parse_args()
-    write_checkpoint(options.shape, options.folder, layers=options.layers, seed=options.seed)
+    write_checkpoint(options.shape, options.folder, layers=options.layers, seed=options.seed, hollow=options.hollow)
 
 
-def write_checkpoint(shape: str, folder: Path, *, layers: int | None = None, seed: int = 0) -> Path:
+def write_checkpoint(shape: str, folder: Path, *, layers: int | None = None, seed: int = 0, hollow: bool = False) -> Path:
     """Writes FOLDER, which must not exist, and returns it."""
     config = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers})
     folder.mkdir(parents=True)
@@ -100,7 +112,7 @@ def write_checkpoint(shape: str, folder: Path, *, layers: int | None = None, see
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / file, shard, seed=seed, first=len(weight_map))
+        _write_shard(folder / file, shard, seed=seed, first=len(weight_map), hollow=hollow)
         weight_map |= dict.fromkeys(shard, file)
     total = sum(2 * math.prod(size) for shard in shards for size in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -150,7 +162,7 @@ def _mlp(prefix: str, names: tuple[str, str, str], hidden: int, inner: int) -> I
         yield f"{prefix}.{name}.weight", shape
 
 
-def _write_shard(path: Path, shard: dict[str, tuple[int, ...]], *, seed: int, first: int) -> None:
+def _write_shard(path: Path, shard: dict[str, tuple[int, ...]], *, seed: int, first: int, hollow: bool) -> None:
     """A safetensors file, written tensor by tensor: https://github.com/huggingface/safetensors (the format)."""
     header, end = {}, 0
     for name, shape in shard.items():
@@ -161,6 +173,9 @@ def _write_shard(path: Path, shard: dict[str, tuple[int, ...]], *, seed: int, fi
     text += b" " * (-len(text) % 8)
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
+        if hollow:
+            stream.truncate(8 + len(text) + end)
+            return
         for number, (name, shape) in enumerate(shard.items(), start=first):
             for block in _values(name, math.prod(shape), np.random.Generator(np.random.Philox(key=[seed, number]))):
                 stream.write(block.tobytes())

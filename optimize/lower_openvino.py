@@ -123,7 +123,7 @@ def check_structure(
         "windows": list(windows),
         **({"experts": _check_experts(phases, kinds, info, form)} if form else {}),
         **({"compiled_in_slices": [[first, stop - 1] for first, stop in slices]} if slices else {}),
-        **(check_integers(path, info) if integer_part(weights) else {}),
+        **(check_integers(path, info, slices=slices) if integer_part(weights) else {}),
     }
 
 
@@ -138,6 +138,7 @@ def _look(path: Path, info: ModelInfo, slices: Slices, *, counted: bool) -> tupl
         kinds |= execution_kinds(compiled)
         if counted:
             phases = joined(phases, run_phases(compiled, info, first=first, stop=stop, streams=streams))
+        del compiled  # before the next slice is compiled
     return kinds, phases
 
 

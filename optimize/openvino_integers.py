@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from alize.artifact.manifest import ModelInfo
-from alize.errors import LoweringFailed
 from alize.optimize.integer_products import HEAD, describe_forms, require_products
-from alize.optimize.openvino_structure import one_line
+from alize.optimize.openvino_slices import Slices
+from alize.optimize.openvino_structure import compile_ir
 from alize.optimize.quantisation import Form
 from alize.optimize.quantise import SCALES, ZERO_POINTS
 from alize.optimize.round_to_integers import Integers, unpack_nibbles
@@ -45,10 +45,11 @@ def _unpacked(node: Any) -> torch.Tensor:
     return data.reshape(tuple(node.shape))
 
 
-def check_integers(path: Path, info: ModelInfo) -> dict[str, Any]:
+def check_integers(path: Path, info: ModelInfo, *, slices: Slices | None = None) -> dict[str, Any]:
     """Asserts that the CPU plugin multiplies with the integers themselves, in every layer and projection.
 
-    Returns what the manifest's `structure` holds of it. Raises LoweringFailed naming layer and projection.
+    slices: compile these layers at a time. Returns what the manifest's `structure` holds of it. Raises LoweringFailed naming
+    layer and projection.
     """
     import openvino
 
@@ -61,12 +62,11 @@ def check_integers(path: Path, info: ModelInfo) -> dict[str, Any]:
         if name + SCALES in constants and node.get_element_type().get_type_name() in INTEGER_TYPES
     }
     head = model.output("logits").get_node().input_value(0).get_node().get_friendly_name()
-    try:
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    except RuntimeError as error:
-        raise LoweringFailed(f"openvino {openvino.__version__} cannot compile the model: {one_line(error)}") from error
     products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
-    executed = dict(_products(compiled, products))
+    executed: dict[str, str] = {}
+    for first, stop in slices or ((0, info.layers),):
+        layers = None if slices is None else (first, stop, info.layers)
+        executed |= dict(_products(compile_ir(path, layers=layers), products))
     count = sum(kind in (_WANTED, _WANTED_OF_STACKS) for kind in executed.values())
     if head in executed:
         executed[HEAD] = executed[head]

@@ -68,6 +68,7 @@ def quantise(quantisation: Quantisation) -> Pass:
                 count += 1
         if not count:
             raise LoweringFailed("quantise: the graph has no matrices of a checkpoint")
+        _keep_parts_together(model.graph)
         return count
 
     apply.__name__ = f"quantise_{str(quantisation).replace('-', '_')}"
@@ -134,6 +135,17 @@ class _Matrix:
         if found.zero_points is not None:
             parts[ZERO_POINTS] = found.zero_points
         return {part: torch.t(values).contiguous() if self.transposed else values for part, values in parts.items()}
+
+
+def _keep_parts_together(graph: ir.Graph) -> None:
+    """Puts scales and zero points right behind their integers. In this order they are written, and a matrix that is rounded
+    waits for no other: what is in memory does not grow with the number of layers."""
+    values = dict(graph.initializers)
+    places = {name: place for place, name in enumerate(values)}
+    weights = {name: name.removesuffix(SCALES).removesuffix(ZERO_POINTS) for name in values}
+    graph.initializers.clear()
+    for name in sorted(values, key=lambda name: (places.get(weights[name], places[name]), places[name])):
+        graph.initializers[name] = values[name]
 
 
 def _replace(graph: ir.Graph, value: ir.Value, matrix: _Matrix, name: str) -> None:

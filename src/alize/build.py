@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from alize import __version__
@@ -13,7 +14,7 @@ from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
-from alize.models.registry import family_for, single_weights, weights_of
+from alize.models.registry import family_for, single_weights
 from alize.models.session import model_info as info_of
 from alize.optimize.openvino_slices import Slices
 from alize.optimize.quantisation import Quantisation
@@ -65,27 +66,21 @@ def build(
     PyTorch says: nothing is sealed then, and the report is left beside `output`.
     """
     progress = progress or SilentProgress()
-    compiler = compiler_for(target)
-    module = backend_module(target)
-    plan = compiler.plan(device)
-    check_device(target, module, plan.proof)
-    resolved = resolve(source, revision=revision, progress=reporter(progress))
-    checkpoint = Checkpoint.open(resolved.folder)
-    weights_of(checkpoint)  # what can't be expressed is refused before any work is done
-    asked = None if weights is None else normal_weights(weights, group_size=group_size, asymmetric=asymmetric)
-    stored = weights_for(plan, device, asked=asked, stored=stored_as(checkpoint))
+    job = _prepare(
+        source, output, target, device, weights, group_size, asymmetric, revision, budget_seconds, max_memory, progress
+    )
+    compiler, checkpoint, expected = job.compiler, job.checkpoint, job.estimate
     lowering_options(compiler, model_info(checkpoint), device=device, experts=experts)
-    budget = budget or Budget.for_weights(stored)
+    budget = budget or Budget.for_weights(job.weights)
     if quantisation_budget is not None:
         budget = dataclasses.replace(budget, quantisation_kl=quantisation_budget)
-    expected = _estimate(checkpoint, plan, output, target, stored, budget_seconds, max_memory)
     progress.note(expected.line())
     expected.check()
     with Building(output, overwrite=force) as building, BuildRecord(progress, expected.as_dict()) as record:
         progress = record
         progress.stage("hash the checkpoint", total_bytes=sum(tensor.size for tensor in checkpoint.tensors.values()))
         checkpoint.sha256(advance=progress.advance)
-        draft = draft_manifest(checkpoint, compiler, device=device, weights=stored, experts=experts, origin=resolved)
+        draft = draft_manifest(checkpoint, compiler, device=device, weights=job.weights, experts=experts, origin=job.resolved)
         draft = _compile(building.folder, draft, checkpoint, compiler, progress=progress, slices=expected.slices)
         outcome = validate_folder(
             building.folder,
@@ -106,8 +101,8 @@ def build(
             draft, unsealed=(BUILD_RECORD,), advance=progress.advance, hashed=lambda: record.write(building.folder)
         )
         progress.note(record.summary())
-    if manifest.validation.verdict == "pass" and plan.proof == device:  # no replay needed: the whole validation ran on it
-        state = DeviceState(manifest.digest, module.fingerprint(device))
+    if manifest.validation.verdict == "pass" and job.plan.proof == device:  # no replay needed: the whole validation ran on it
+        state = DeviceState(manifest.digest, backend_module(target).fingerprint(device))
         state.record_verdict(manifest.configurations[0].name, DeviceVerdict("pass"))
     return manifest
 
@@ -121,32 +116,66 @@ def estimate_build(
     weights: str | None = None,
     revision: str | None = None,
     budget_seconds: float = DEFAULT_BUDGET_SECONDS,
+    group_size: str | None = None,
+    asymmetric: bool = False,
     max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """What `build` with these options would need, from config.json and the shards' headers: nothing is built. Of a hub id the
     checkpoint is fetched first. Raises what `build` raises before it starts, but for what would not fit: that is in the result.
     """
-    plan = compiler_for(target).plan(device)
-    checkpoint = Checkpoint.open(resolve(source, revision=revision, progress=reporter(progress or SilentProgress())).folder)
-    stored = weights_for(plan, device, asked=weights, stored=stored_as(checkpoint))
-    return _estimate(checkpoint, plan, output, target, stored, budget_seconds, max_memory)
+    progress = progress or SilentProgress()
+    return _prepare(
+        source, output, target, device, weights, group_size, asymmetric, revision, budget_seconds, max_memory, progress
+    ).estimate
 
 
-def _estimate(
-    checkpoint: Checkpoint,
-    plan: DevicePlan,
+@dataclass(frozen=True)
+class _Job:
+    """What is settled before a build starts."""
+
+    compiler: Compiler
+    plan: DevicePlan
+    resolved: Resolved
+    checkpoint: Checkpoint
+    weights: str
+    estimate: Estimate
+
+
+def _prepare(
+    source: str,
     output: Path,
     target: str,
-    weights: str,
+    device: str,
+    weights: str | None,
+    group_size: str | None,
+    asymmetric: bool,
+    revision: str | None,
     budget_seconds: float,
     max_memory: int | None,
-) -> Estimate:
+    progress: Progress,
+) -> _Job:
+    """Finds the checkpoint and refuses what can't be expressed, before any work is done."""
+    compiler = compiler_for(target)
+    plan = compiler.plan(device)
+    check_device(target, backend_module(target), plan.proof)
+    resolved = resolve(source, revision=revision, progress=reporter(progress))
+    checkpoint = Checkpoint.open(resolved.folder)
     info = model_info(checkpoint)
-    cases = plan_for(checkpoint, info, budget_seconds)
-    return estimate(
-        checkpoint, info, cases, target=target, weights=weights, output=output, choices=plan.weights, max_memory=max_memory
+    asked = None if weights is None else normal_weights(weights, group_size=group_size, asymmetric=asymmetric)
+    stored = weights_for(plan, device, asked=asked, stored=stored_as(checkpoint))
+    normal_weights(stored, group_size=group_size, asymmetric=asymmetric)  # groups of a float type are refused, asked for or not
+    expected = estimate(
+        checkpoint,
+        info,
+        plan_for(checkpoint, info, budget_seconds),
+        target=target,
+        weights=stored,
+        output=output,
+        choices=plan.weights,
+        max_memory=max_memory,
     )
+    return _Job(compiler, plan, resolved, checkpoint, stored, expected)
 
 
 def stored_as(checkpoint: Checkpoint) -> str:

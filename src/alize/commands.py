@@ -19,23 +19,11 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
 
     chosen = {} if options.weights is None else {"weights": options.weights}
     output = options.output or Path(f"{Path(options.source).resolve().name}-{options.target}")
+    if options.dry_run:
+        return _dry_run(options, out, output, chosen)
     with _needing(f"build,{options.target}"), _progress(options) as progress:
-        from alize.build import build, estimate_build
+        from alize.build import build
 
-        if options.dry_run:
-            expected = estimate_build(
-                options.source,
-                output=output,
-                target=options.target,
-                device=options.device,
-                revision=options.revision,
-                budget_seconds=options.validation_budget,
-                max_memory=options.max_memory,
-                progress=progress,
-                **chosen,
-            )
-            _write(out, expected.as_dict(), expected.lines(), options)
-            return 0
         manifest = build(
             options.source,
             output=output,
@@ -55,6 +43,27 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
     sealed = plain(manifest)
     _write(out, sealed, describe(output, manifest), options)
     return verdict_code(sealed["validation"])
+
+
+def _dry_run(options: argparse.Namespace, out: TextIO, output: Path, chosen: dict[str, str]) -> int:
+    with _needing(f"build,{options.target}"), _progress(options) as progress:
+        from alize.build import estimate_build
+
+        expected = estimate_build(
+            options.source,
+            output=output,
+            target=options.target,
+            device=options.device,
+            revision=options.revision,
+            budget_seconds=options.validation_budget,
+            group_size=options.group_size,
+            asymmetric=options.asymmetric,
+            max_memory=options.max_memory,
+            progress=progress,
+            **chosen,
+        )
+    _write(out, expected.as_dict(), expected.lines(), options)
+    return 0
 
 
 def _validate(options: argparse.Namespace, out: TextIO) -> int:

@@ -32,6 +32,9 @@ COPIED = {"openvino": 2.2, "onnxruntime": 2.7}
 UNPACKED = {"openvino": {"fp32": 1.0, "fp16": 2.0, "bf16": 2.0}, "onnxruntime": {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0}}
 """Of the weights in float32, what the engine holds once it has run: OpenVINO keeps them both converted and packed."""
 
+SLICE = 1.2
+"""Of a slice's weights, what is held while it runs: the engine does not give back all of the slice before."""
+
 OTHER_FILES = 3_000_000
 """Bytes of graph, report and golden prompts; the tokenizer's files are counted as they are."""
 
@@ -41,8 +44,17 @@ SCRATCH = {"openvino": 1.0, "onnxruntime": 0.0}
 EFFICIENCY = 0.5
 """Of the machine's speed at one simple thing, what a build gets out of it."""
 
-TRACED, TRACED_LAYER = 2.0, 0.4
-"""Seconds of exporting, and of one layer in it."""
+FIXED, TRACED_LAYER = 7.0, 0.4
+"""Seconds of a build whatever the model, and of exporting one layer."""
+
+DISK = 0.5e9
+"""Bytes a second that are written to the disk, or read from it and hashed."""
+
+ROUNDED = 2e-7
+"""Seconds of rounding one weight to integers. It is done once to store them and once each time that they are compared with."""
+
+BANDWIDTH = 1.5
+"""How many times faster weights are read for a product than memory is copied from place to place (which reads and writes)."""
 
 OPENED = 2.0
 """How often the engine copies its weights, in float32, while it opens an artifact."""
@@ -53,9 +65,8 @@ class Model:
     """Sizes of a checkpoint's model as a target stores it. Numbers of parameters but where bytes are named.
 
     layer: of the largest layer.   matrix: of its largest matrix, one expert's for itself.   active: what a token is multiplied
-    with.   inner: width of the MLP.   read_bytes: of the checkpoint.   parameters: all.
-    stored_bytes, largest_bytes: of all weights and of the
-    largest one in the artifact.
+    with.   inner: width of the MLP.   read_bytes: of the checkpoint.   parameters: all.   stored_bytes, largest_bytes: of all
+    weights and of the largest one in the artifact.
     """
 
     info: ModelInfo
@@ -132,7 +143,8 @@ def run_memory(model: Model, plan: Plan, layers: int) -> int:
     integers = model.stored_bytes / (4 * model.parameters)  # the engines keep them packed
     unpacked = UNPACKED[model.target].get(model.weights, integers)
     head, table = 4 * unpacked * model.head, 4 * model.embedding
-    weights = 4 * unpacked * layers * model.layer + (head + table if layers == model.info.layers else max(head, table))
+    weights = 4 * unpacked * layers * model.layer
+    weights = weights + head + table if layers == model.info.layers else SLICE * (weights + max(head, table))
     rows = max((len(case.first) * max(case.first) for case in plan.cases), default=0)
     logits = 3 * 4 * rows * model.info.vocab_size  # the engine's, the runner's copy of them and the session's
     return PROCESS + WORKING + int(weights + logits)
@@ -142,14 +154,20 @@ def seconds(model: Model, plan: Plan, speed: "Speed") -> tuple[float, float]:
     """Of building and of validating."""
     whole = 4 * (model.info.layers * model.layer + model.head)  # bytes in float32
     opened = OPENED * whole / speed.copied
-    building = (model.read_bytes + model.stored_bytes) / speed.hashed + TRACED + model.info.layers * TRACED_LAYER + opened
-    building += (model.read_bytes + (1 + SCRATCH[model.target]) * model.stored_bytes) / speed.copied
+    rounded = ROUNDED * model.parameters if Quantisation.parse(model.weights) else 0.0
+    building = (
+        (model.read_bytes + model.stored_bytes) / min(speed.hashed, DISK) + FIXED + model.info.layers * TRACED_LAYER + opened
+    )
+    building += model.read_bytes / speed.copied + (1 + SCRATCH[model.target]) * model.stored_bytes / DISK + rounded
+    if not plan.cases:
+        return building, 0.0
     passes = 3 if plan.bf16_floor else 2
-    reference = passes * (2 * model.active * plan.length / speed.multiplied + 1.5 * whole / speed.copied)
+    reference = passes * (2 * model.active * plan.length / speed.multiplied + 1.5 * whole / speed.copied + rounded)
     tokens, steps = sum(case.tokens for case in plan.cases), sum(1 + len(case.steps) for case in plan.cases)
-    own = 2 * (2 * model.active * tokens / speed.multiplied + 4 * model.active * steps / speed.copied + opened)
-    own += plan.continuation * 4 * model.active / speed.copied + (opened if plan.continuation else 0.0)
-    return building, reference + own + 2 * model.stored_bytes / speed.copied
+    step = 4 * model.active / (BANDWIDTH * speed.copied)
+    own = 2 * (2 * model.active * tokens / speed.multiplied + step * steps + opened)
+    own += plan.continuation * step + (opened if plan.continuation else 0.0)
+    return building, reference + own + 2 * model.stored_bytes / speed.copied + rounded
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def estimate(
     """
     limits = [limit for limit in (available_bytes(), max_memory) if limit is not None]
     limit = min(limits, default=None)
-    models = {name: Model.of(checkpoint, info, target=target, weights=name) for name in (weights, *choices)}
+    models = {name: Model.of(checkpoint, info, target=target, weights=name) for name in dict.fromkeys((weights, *choices))}
     model = models[weights]
     slices = _slices(model, plan, limit)
     files = OTHER_FILES + sum(path.stat().st_size for path in checkpoint.companions)
@@ -168,4 +168,7 @@ def _disk_problem(models: dict[str, Model], weights: str, files: int, free: int,
 
 
 def _minutes(duration: float) -> str:
-    return f"{duration:.0f} s" if duration < 100 else f"{duration / 60:.0f} min"
+    for unit, size in (("h", 3600), ("min", 60)):
+        if duration >= 2 * size:
+            return f"{duration / size:.1f} {unit}" if duration < 10 * size else f"{duration / size:.0f} {unit}"
+    return f"{duration:.0f} s"

@@ -48,7 +48,8 @@ class BuildRecord:
     def stage(self, name: str, *, total_bytes: int | None = None, steps: int | None = None) -> None:
         """See Progress."""
         self._end()
-        give_back()  # so that one stage's leftovers are not counted to the next
+        give_back()
+        self._watch.restart()  # one stage's leftovers are not counted to the next
         self._name = name
         self._progress.stage(name, total_bytes=total_bytes, steps=steps)
 

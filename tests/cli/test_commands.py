@@ -40,7 +40,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any, tmp_path: Path) -> None:
     calls = stand_in("alize.build", "build", lambda _: read(artifact))
     words = ["--target", "onnxruntime", "--weights", "int8", "--revision", "v0.1", "--validation-budget", "7", "--force"]
-    words += ["--group-size", "64", "--asymmetric", "--quantisation-budget", "0.25", "--experts", "apart"]
+    words += ["--group-size", "64", "--asymmetric", "--quantisation-budget", "0.25", "--experts", "apart", "--max-memory", "8GB"]
     ran = alize("build", "org/name", "-o", tmp_path / "out", "--device", "gpu", *words)
     assert ran.code == 0
     assert calls == [
@@ -58,6 +58,7 @@ def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any,
                 "group_size": "64",
                 "asymmetric": True,
                 "force": True,
+                "max_memory": 8_000_000_000,
             },
         )
     ]

@@ -94,6 +94,18 @@ def test_the_structure_is_seen_slice_by_slice(kind: str, target: str, lowered: L
         assert cut == whole
 
 
+@targets
+@pytest.mark.parametrize("kind", ["v0.1", "mixtral"])
+def test_products_with_integers_are_seen_slice_by_slice(kind: str, target: str, lowered: Lowered, tmp_path: Path) -> None:
+    _, checkpoint, draft = lowered(kind, target)
+    lowering, options = compiler_for(target).lowering, draft.target.options
+    lowering.lower(export_hub(checkpoint), tmp_path, weights="int4", options=options)
+    whole = lowering.check_structure(tmp_path, draft.model, options, weights="int4")
+    cut = lowering.check_structure(tmp_path, draft.model, options, weights="int4", slices=CUTS[1])
+    assert whole["integer_products"]
+    assert {name: found for name, found in cut.items() if name != "compiled_in_slices"} == whole
+
+
 def validated(folder: Path, checkpoint: Checkpoint, draft: Manifest, slices: Slices | None) -> Outcome:
     compiler = compiler_for(draft.target.backend)
     return validate_folder(
@@ -107,7 +119,7 @@ def test_the_verdict_is_the_same_and_says_how_it_was_found(target: str, lowered:
     assert cut.verdict == whole.verdict == "pass"
     assert cut.cases == tuple(case for case in whole.cases if case.name != "greedy continuation")
     assert cut.figures == whole.figures
-    assert cut.left_out == ("all layers at once and the greedy continuation: it ran in 2 slices of layers (0, 1-2)",)
+    assert cut.left_out == ("all layers at once and the greedy continuation: it ran in 2 slices of 1 to 2 layers",)
 
 
 @targets
@@ -131,4 +143,6 @@ def test_slices_are_few_and_even() -> None:
             assert (sum(sizes), len(sizes)) == (layers, -(-layers // most))
             assert max(sizes) <= most
             assert max(sizes) - min(sizes) <= 1
-    assert spelt(((0, 1), (1, 3))) == "2 slices of layers (0, 1-2)"
+    assert spelt(((0, 1), (1, 3))) == "2 slices of 1 to 2 layers"
+    assert spelt(even_slices(32, 31)) == "2 slices of 16 layers"
+    assert spelt(even_slices(3, 1)) == "3 slices of 1 layer"

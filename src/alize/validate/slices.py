@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alize.artifact.manifest import ModelInfo
+from alize.memory import give_back
 from alize.optimize.openvino_slices import Slices
 from alize.runtimes.session import Session
 from alize.runtimes.taps import Taps
@@ -65,9 +66,10 @@ def even_slices(layers: int, most: int) -> Slices:
 
 
 def spelt(slices: Slices) -> str:
-    """For people: 4 slices of layers (0-7, 8-15, 16-23, 24-31)."""
-    parts = ", ".join(f"{first}-{stop - 1}" if stop > first + 1 else f"{first}" for first, stop in slices)
-    return f"{len(slices)} slices of layers ({parts})"
+    """For people: 12 slices of 4 to 5 layers."""
+    sizes = sorted({stop - first for first, stop in slices})
+    layers = " to ".join(map(str, sizes[:: max(1, len(sizes) - 1)]))
+    return f"{len(slices)} slices of {layers} {'layer' if sizes == [1] else 'layers'}"
 
 
 def run_cases(
@@ -86,11 +88,13 @@ def run_cases(
         for number, (case, trace) in enumerate(zip(cases, traces, strict=True)):
             streams[number] = _replay(engine.runner(len(case.first)), trace, streams[number])
         engine.close()
+        give_back()  # or the next slice's weights come on top of what the allocator keeps
     engine = open_slice(*slices[-1], ())
     for number, case in enumerate(cases):
         yield run_case(_Last(engine, streams[number]), info, case, tokens, kept)
         streams[number] = []
     engine.close()
+    give_back()
 
 
 def chosen_in_slices(
@@ -108,6 +112,7 @@ def chosen_in_slices(
         for b, layers in enumerate(found):
             layers += [runner.taps.row(b, name).astype(np.int64) for name in names]
         engine.close()
+        give_back()
     return [np.stack(layers) for layers in found]
 
 
