@@ -11,6 +11,8 @@ def cut_layers(model: onnx.ModelProto, first: int, stop: int, layers: int) -> tu
     Returns it with the names of its input (`input_ids`, or the residual stream [B,S,M] that the layer before gives) and of its
     output (that of the last layer, or `logits`).
     """
+    if (first, stop) == (0, layers):  # as it is, whatever it lacks
+        return model, "input_ids", "logits"
     graph = model.graph
     start = f"layers.{first - 1}.mlp" if first else "input_ids"
     output = "logits" if stop == layers else f"layers.{stop - 1}.mlp"

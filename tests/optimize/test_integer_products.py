@@ -9,7 +9,7 @@ from alize.errors import LoweringFailed
 from alize.optimize import lower_onnxruntime, lower_openvino
 from tests.export.hubs import Tiny, make_tiny
 from tests.optimize.lowered import LOWERINGS, lower
-from tests.optimize.test_structure import WINDOWS, Patch, W, drop_pass
+from tests.optimize.test_structure import Patch, W, drop_pass
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def with_a_detour(patch: Patch) -> None:
         model.graph.insert_before(readers[0].node, nodes)
         return 1
 
-    patch.setattr(lower_openvino, "passes", lambda weights: (*usual(weights), apply))
+    patch.setattr(lower_openvino, "passes", lambda weights, experts="": (*usual(weights), apply))
 
 
 PROJECTION = "model.layers.1.self_attn.o_proj.weight"
@@ -58,7 +58,7 @@ UNPACKED = {
 )
 def test_products_with_integers(target: str, weights: str, forms: dict[str, int], wide: Tiny, tmp_path: Path) -> None:
     lower(wide, target, tmp_path / "out", weights=weights)
-    found = LOWERINGS[target].check_structure(tmp_path / "out", WINDOWS, weights=weights)
+    found = LOWERINGS[target].check_structure(tmp_path / "out", wide.info(), {}, weights=weights)
     assert (found["integer_products"], found["integers"]) == (15, forms)
 
 
@@ -68,11 +68,11 @@ def test_integers_that_are_unpacked_are_named(target: str, wide: Tiny, tmp_path:
     spoil(monkeypatch)
     lower(wide, target, tmp_path / "out", weights="int4-g32")
     with pytest.raises(LoweringFailed, match=f"^{message}"):
-        LOWERINGS[target].check_structure(tmp_path / "out", WINDOWS, weights="int4-g32")
+        LOWERINGS[target].check_structure(tmp_path / "out", wide.info(), {}, weights="int4-g32")
 
 
 @pytest.mark.parametrize("target", LOWERINGS)
 def test_floats_in_the_place_of_integers_are_named(target: str, wide: Tiny, tmp_path: Path) -> None:
     lower(wide, target, tmp_path / "out")
     with pytest.raises(LoweringFailed, match=r"^layer 0: no matrix is stored as integers"):
-        LOWERINGS[target].check_structure(tmp_path / "out", WINDOWS, weights="int8-channel")
+        LOWERINGS[target].check_structure(tmp_path / "out", wide.info(), {}, weights="int8-channel")
