@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from alize.artifact.manifest import ModelInfo
 from alize.errors import LoweringFailed
-from alize.optimize.expert_forms import NO_OPTIONS, expert_form, expert_pass
+from alize.optimize.expert_forms import NO_OPTIONS, expert_form, expert_pass, form_of
 from alize.optimize.expert_structure import check_phases
 from alize.optimize.experts_apart import experts_apart
 from alize.optimize.group_query_attention import group_query_attention
@@ -94,4 +94,4 @@ def check_structure(
 
 def _check_experts(runs: list[Run], info: ModelInfo, options: Mapping[str, str]) -> dict[str, Any]:
     counts = check_phases(expert_phases(runs, info.layers), reachable_experts(runs, info.layers), info)
-    return {"form": options.get("experts", "apart")} | counts
+    return {"form": form_of(options, experts=True)} | counts

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from alize.artifact.manifest import ModelInfo
 from alize.errors import LoweringFailed
-from alize.optimize.expert_forms import NO_OPTIONS, expert_form, expert_pass
+from alize.optimize.expert_forms import NO_OPTIONS, expert_form, expert_pass, form_of
 from alize.optimize.expert_structure import Phase, check_phases
 from alize.optimize.experts_apart import experts_apart
 from alize.optimize.experts_tiled import experts_tiled, tiled_conversion
@@ -104,7 +104,7 @@ def check_structure(
     for layer, window in enumerate(windows):
         if found.get(layer) != window:
             raise LoweringFailed(f"layer {layer}: the mask's window is {found.get(layer)}, the model's is {window}")
-    form = options.get("experts", "apart") if info.experts else ""
+    form = form_of(options, experts=bool(info.experts))
     kinds, phases = _look(path, info, slices or ((0, info.layers),), counted=form == "apart")
     nodes = execution_layers(kinds)
     for layer in range(len(windows)):

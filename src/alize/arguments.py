@@ -203,20 +203,18 @@ def _size(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not math.isfinite(seconds) or seconds < 0:
-        raise UsageError(f"--validation-budget {text} must be a number of seconds, 0 or more")
-    return seconds
+    return _amount(text, "--validation-budget", "seconds")
 
 
 def _nats(text: str) -> float:
+    return _amount(text, "--quantisation-budget", "nats")
+
+
+def _amount(text: str, option: str, unit: str) -> float:
     try:
-        nats = float(text)
+        amount = float(text)
     except ValueError:
-        nats = math.nan
-    if not math.isfinite(nats) or nats < 0:
-        raise UsageError(f"--quantisation-budget {text} must be a number of nats, 0 or more")
-    return nats
+        amount = math.nan
+    if not math.isfinite(amount) or amount < 0:
+        raise UsageError(f"{option} {text} must be a number of {unit}, 0 or more")
+    return amount

@@ -17,51 +17,45 @@ __all__ = ["COMMANDS"]
 def _build(options: argparse.Namespace, out: TextIO) -> int:
     from alize.inspect_artifact import describe, plain, verdict_code
 
-    chosen = {} if options.weights is None else {"weights": options.weights}
     output = options.output or Path(f"{Path(options.source).resolve().name}-{options.target}")
     if options.dry_run:
-        return _dry_run(options, out, output, chosen)
+        return _dry_run(options, out, output)
     with _needing(f"build,{options.target}"), _progress(options) as progress:
         from alize.build import build
 
         manifest = build(
             options.source,
             output=output,
-            target=options.target,
-            device=options.device,
             experts=options.experts,
-            revision=options.revision,
-            budget_seconds=options.validation_budget,
             quantisation_budget=options.quantisation_budget,
-            group_size=options.group_size,
-            asymmetric=options.asymmetric,
             force=options.force,
-            max_memory=options.max_memory,
             progress=progress,
-            **chosen,
+            **_sizing(options),
         )
     sealed = plain(manifest)
     _write(out, sealed, describe(output, manifest), options)
     return verdict_code(sealed["validation"])
 
 
-def _dry_run(options: argparse.Namespace, out: TextIO, output: Path, chosen: dict[str, str]) -> int:
+def _sizing(options: argparse.Namespace) -> dict[str, Any]:
+    """What a build and its estimate are both asked for."""
+    chosen = {} if options.weights is None else {"weights": options.weights}
+    return chosen | {
+        "target": options.target,
+        "device": options.device,
+        "revision": options.revision,
+        "budget_seconds": options.validation_budget,
+        "group_size": options.group_size,
+        "asymmetric": options.asymmetric,
+        "max_memory": options.max_memory,
+    }
+
+
+def _dry_run(options: argparse.Namespace, out: TextIO, output: Path) -> int:
     with _needing(f"build,{options.target}"), _progress(options) as progress:
         from alize.build import estimate_build
 
-        expected = estimate_build(
-            options.source,
-            output=output,
-            target=options.target,
-            device=options.device,
-            revision=options.revision,
-            budget_seconds=options.validation_budget,
-            group_size=options.group_size,
-            asymmetric=options.asymmetric,
-            max_memory=options.max_memory,
-            progress=progress,
-            **chosen,
-        )
+        expected = estimate_build(options.source, output=output, progress=progress, **_sizing(options))
     _write(out, expected.as_dict(), expected.lines(), options)
     return 0
 

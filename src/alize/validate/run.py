@@ -26,6 +26,7 @@ from alize.validate.cut_out import examine
 from alize.validate.diagnose import changed_weights
 from alize.validate.drive import chosen_experts, expert_taps, run_case
 from alize.validate.evidence import CaseEvidence, Evidence
+from alize.validate.golden_prompts import golden_budget, golden_cases
 from alize.validate.judge import Budget, fidelity_limit, judge_fidelity, judge_loss
 from alize.validate.locate import locate
 from alize.validate.measure import Figures, measure
@@ -39,8 +40,6 @@ __all__ = ["Outcome", "plan_for", "validate_folder"]
 
 _SECONDS_A_MULTIPLICATION = 1 / 30e9
 """What a token costs for each parameter that it is multiplied with: two cores reach some 70 GFLOP/s, half of it is assumed."""
-_ROUNDED_LOG_PROB_ERROR = 20.0
-"""Nats, of any token at all, where the engine rounds activations."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,12 @@ class _Validation:
             continuation=continuation,
             coverage=coverage,
         )
-        return Outcome(self._verdict(evidence), evidence, self._golden(tokens, references), self._golden_budget())
+        return Outcome(
+            self._verdict(evidence),
+            evidence,
+            golden_cases(self.info, tokens, references),
+            golden_budget(self.budget, self.draft.target.weights),
+        )
 
     def _fidelity_and_runtime(self, plan: Plan, tokens: NDArray[np.int64], references: References) -> None:
         """Each case in accuracy mode against the reference, then as `load` runs it against accuracy mode.
@@ -337,18 +341,6 @@ class _Validation:
     def _nothing(self) -> Outcome:
         left_out = ("everything: the validation budget is 0 s",)
         validation = Validation("device-validated", "partial", left_out, self.budget.as_dict(), (), {})
-        return Outcome(validation, Evidence((), None, None, left_out=left_out), (), self._golden_budget())
-
-    def _golden(self, tokens: NDArray[np.int64], references: References) -> tuple[golden.Case, ...]:
-        """A short prompt, and one as long as a replay of a few seconds allows: past the window's edge where it can be."""
-        cases = []
-        for size in sorted({min(33, len(tokens)), min(640, len(tokens))}):
-            edges = [0, size // 2, *(max(self.info.windows) + step for step in (-2, -1, 0, 1)), size - 2, size - 1]
-            positions = references.kept[np.isin(references.kept, [edge for edge in edges if 0 <= edge < size])]
-            cases.append(golden.Case(tokens[:size], positions, references.log_probs(positions)))
-        return tuple(cases)
-
-    def _golden_budget(self) -> golden.Budget:
-        """Where activations are rounded too, the least likely of all tokens move by several nats: KL alone judges."""
-        rounded = Quantisation.parse(self.draft.target.weights) is not None
-        return golden.Budget(kl=self.budget.runtime_kl_max, max_log_prob_error=_ROUNDED_LOG_PROB_ERROR if rounded else 1.0)
+        return Outcome(
+            validation, Evidence((), None, None, left_out=left_out), (), golden_budget(self.budget, self.draft.target.weights)
+        )
