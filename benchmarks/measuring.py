@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alize.build import draft_manifest
+from alize.building import draft_manifest
 from alize.compilers import compiler_for, normal_weights
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from alize.build import draft_manifest, stored_as
+from alize.building import draft_manifest, stored_as
 from alize.compilers import COMPILERS, compiler_for
 from alize.models.checkpoint import Checkpoint
 from alize.progress import SilentProgress

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alize import estimate as module
-from alize.build import build, estimate_build, model_info
+from alize.building import build, estimate_build, model_info
 from alize.compilers import COMPILERS
 from alize.costs import Model, Speed, build_memory, run_memory, seconds
 from alize.errors import BuildError

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alize import errors
-    from alize.build import build
+    from alize.building import build
     from alize.runtimes.model import load
 
 __all__ = ["__version__", "build", "errors", "load"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"build": "alize.build", "load": "alize.runtimes.model"}
+_HOMES = {"build": "alize.building", "load": "alize.runtimes.model"}
 
 
 def __getattr__(name: str) -> Any:
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'alize' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # importing alize.build has just bound the module to the function's name
+    globals()[name] = value
     return value
 
 

@@ -15,7 +15,7 @@ TARGETS = ("openvino", "onnxruntime")
 _LATER_TARGETS = ("tensorrt", "tensorrt-rtx")
 _WEIGHTS = {"fp32": "fp32", "f32": "fp32", "fp16": "fp16", "f16": "fp16", "bf16": "bf16", "int8": "int8", "int4": "int4"}
 _GROUPS = ("128", "64", "32", "channel")
-_BUDGET_SECONDS = 300.0  # alize.build.DEFAULT_BUDGET_SECONDS, whose import --help cannot wait for
+_BUDGET_SECONDS = 300.0  # alize.building.DEFAULT_BUDGET_SECONDS, whose import --help cannot wait for
 
 _EXIT_CODES = """\
 exit codes:

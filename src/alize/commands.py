@@ -21,7 +21,7 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
     if options.dry_run:
         return _dry_run(options, out, output)
     with _needing(f"build,{options.target}"), _progress(options) as progress:
-        from alize.build import build
+        from alize.building import build
 
         manifest = build(
             options.source,
@@ -53,7 +53,7 @@ def _sizing(options: argparse.Namespace) -> dict[str, Any]:
 
 def _dry_run(options: argparse.Namespace, out: TextIO, output: Path) -> int:
     with _needing(f"build,{options.target}"), _progress(options) as progress:
-        from alize.build import estimate_build
+        from alize.building import estimate_build
 
         expected = estimate_build(options.source, output=output, progress=progress, **_sizing(options))
     _write(out, expected.as_dict(), expected.lines(), options)

@@ -11,7 +11,7 @@ import pytest
 
 from alize import cli
 from alize.artifact import Manifest
-from alize.build import build
+from alize.building import build
 from tests.tiny import tiny_checkpoint
 
 WINDOW = 12

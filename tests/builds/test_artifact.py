@@ -15,7 +15,7 @@ import torch
 from alize import __version__
 from alize.arguments import parse
 from alize.artifact import Manifest, read, verify
-from alize.build import build
+from alize.building import build
 from alize.compilers import COMPILERS, compiler_for
 from alize.errors import NotValidated, ValidationFailed
 from alize.models.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from alize.artifact import read
-from alize.build import build
+from alize.building import build
 from alize.errors import OutputError
 from alize.progress import SilentProgress
 from alize.runtimes.model import load

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alize.arguments import parse
-from alize.build import build
+from alize.building import build
 from alize.compilers import COMPILERS, compiler_for
 from alize.errors import ValidationFailed
 from alize.optimize.round_to_integers import Integers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alize.artifact import Manifest
-from alize.build import build
+from alize.building import build
 from alize.errors import DeviceUnavailable, NotValidated, UsageError
 from alize.runtimes import openvino_runner
 from alize.runtimes.model import load

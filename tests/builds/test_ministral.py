@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alize.artifact import read
-from alize.build import build
+from alize.building import build
 from alize.compilers import COMPILERS
 from alize.inspect_artifact import describe
 from alize.models.registry import family_for

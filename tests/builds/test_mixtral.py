@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alize.build import build
+from alize.building import build
 from alize.compilers import COMPILERS
 from alize.errors import UsageError
 from alize.models.session import open as open_torch

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alize.artifact import DeviceState, Manifest, read
-from alize.build import build
+from alize.building import build
 from alize.compilers import COMPILERS, compiler_for, normal_weights
 from alize.errors import (
     ArtifactError,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, read
-from alize.build import build, draft_manifest
+from alize.building import build, draft_manifest
 from alize.compilers import COMPILERS, compiler_for
 from alize.errors import NotValidated, SourceError, TamperedArtifact
 from alize.models.checkpoint import Checkpoint

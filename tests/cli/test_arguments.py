@@ -42,7 +42,7 @@ def test_defaults_are_greedy_and_checked() -> None:
 
 
 def test_the_budget_is_that_of_the_library() -> None:
-    build = Path(__file__).parents[2] / "src" / "alize" / "build.py"
+    build = Path(__file__).parents[2] / "src" / "alize" / "building.py"
     [value] = [
         ast.literal_eval(node.value)
         for node in ast.parse(build.read_text()).body

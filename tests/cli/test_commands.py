@@ -38,7 +38,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
 
 def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any, tmp_path: Path) -> None:
-    calls = stand_in("alize.build", "build", lambda _: read(artifact))
+    calls = stand_in("alize.building", "build", lambda _: read(artifact))
     words = ["--target", "onnxruntime", "--weights", "int8", "--revision", "v0.1", "--validation-budget", "7", "--force"]
     words += ["--group-size", "64", "--asymmetric", "--quantisation-budget", "0.25", "--experts", "apart", "--max-memory", "8GB"]
     ran = alize("build", "org/name", "-o", tmp_path / "out", "--device", "gpu", *words)
@@ -70,7 +70,7 @@ def test_build_names_its_output(
 ) -> None:
     (tmp_path / "place").mkdir()
     monkeypatch.chdir(tmp_path / "place")
-    calls = stand_in("alize.build", "build", lambda _: read(artifact))
+    calls = stand_in("alize.building", "build", lambda _: read(artifact))
     assert alize("build", source).code == 0
     assert calls[0][1]["output"] == Path(name)
     assert "weights" not in calls[0][1]  # the library's own default holds
@@ -82,7 +82,7 @@ def test_build_shows_the_stages_and_the_artifact(alize: Alize, artifact: Path, s
         progress.advance(2)
         return read(artifact)
 
-    stand_in("alize.build", "build", work)
+    stand_in("alize.building", "build", work)
     ran = alize("build", "s", "-o", artifact)
     assert ran.out.splitlines()[1] == f"digest          {read(artifact).digest}"
     assert ran.err.startswith("alize: export (2 steps) ...\nalize: export: ")
@@ -93,7 +93,7 @@ def test_build_shows_the_stages_and_the_artifact(alize: Alize, artifact: Path, s
 
 def test_a_partial_verdict_is_5(alize: Alize, make_fake: MakeFake, stand_in: Any, tmp_path: Path) -> None:
     manifest = read(make_fake(tmp_path / "partial", verdict="partial"))
-    stand_in("alize.build", "build", lambda _: manifest)
+    stand_in("alize.building", "build", lambda _: manifest)
     ran = alize("build", "s", "--json", "--quiet")
     assert (ran.code, ran.json["validation"]["verdict"]) == (5, "partial")
     assert ran.err == "alize: error: the verdict is partial (2W+3): load refuses this artifact, raise --validation-budget\n"
@@ -103,12 +103,12 @@ def test_an_existing_output_is_4(alize: Alize, stand_in: Any) -> None:
     def refuse(_: Progress) -> Any:
         raise OutputError("out exists: give --force")
 
-    stand_in("alize.build", "build", refuse)
+    stand_in("alize.building", "build", refuse)
     assert alize("build", "s").code == 4
 
 
 @pytest.mark.parametrize(
-    ("words", "module"), [(["build", "s"], "alize.build"), (["demo-model", "d"], "alize.models.demo_checkpoint")]
+    ("words", "module"), [(["build", "s"], "alize.building"), (["demo-model", "d"], "alize.models.demo_checkpoint")]
 )
 def test_a_missing_package_names_the_extra(
     alize: Alize, monkeypatch: pytest.MonkeyPatch, words: list[str], module: str, tmp_path: Path
@@ -130,7 +130,7 @@ def test_a_missing_package_names_the_extra(
 
 
 def test_a_missing_module_of_ours_is_a_defect(alize: Alize, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "alize.build", None)
+    monkeypatch.setitem(sys.modules, "alize.building", None)
     assert alize("build", "s").code == 1
 
 

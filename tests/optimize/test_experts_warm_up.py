@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alize.artifact.manifest import Manifest
-from alize.build import draft_manifest
+from alize.building import draft_manifest
 from alize.compilers import compiler_for
 from alize.errors import ArtifactError
 from alize.optimize.expert_nodes import PARTS

@@ -136,7 +136,7 @@ def make_compiled(target: str) -> Callable[[tuple[int, ...]], Subject]:
     def make(windows: tuple[int, ...]) -> Subject:
         import tempfile
 
-        from alize.build import draft_manifest
+        from alize.building import draft_manifest
         from alize.compilers import compiler_for
         from alize.export.hub import export_hub
         from alize.models.checkpoint import Checkpoint

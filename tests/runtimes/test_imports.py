@@ -10,7 +10,7 @@ import alize.runtimes
 
 FORBIDDEN = (
     "torch", "transformers", "onnx", "onnx_ir", "onnxscript", "huggingface_hub", "matplotlib",
-    "alize.models", "alize.export", "alize.optimize", "alize.validate", "alize.build",
+    "alize.models", "alize.export", "alize.optimize", "alize.validate", "alize.building",
 )  # fmt: skip
 LATE = ("openvino", "onnxruntime")
 """Imported inside the functions that need them: an install of one back-end has not the other."""

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from alize.build import model_info
+from alize.building import model_info
 from alize.compilers import compiler_for
 from alize.errors import LoweringFailed
 from alize.export.hub import export_hub

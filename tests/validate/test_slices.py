@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from alize.artifact import Manifest
-from alize.build import draft_manifest
+from alize.building import draft_manifest
 from alize.compilers import COMPILERS, compiler_for
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint

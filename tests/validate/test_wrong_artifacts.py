@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alize.build import draft_manifest
+from alize.building import draft_manifest
 from alize.compilers import COMPILERS, compiler_for
 from alize.models.checkpoint import Checkpoint
 from alize.progress import SilentProgress

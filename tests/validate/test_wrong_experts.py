@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from alize.build import draft_manifest
+from alize.building import draft_manifest
 from alize.compilers import COMPILERS, compiler_for
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
