@@ -12,7 +12,7 @@ from alize.models import prequantised_fp8, prequantised_int
 from alize.models.prequantised_rules import KEY, Scheme, refuse
 from alize.models.tensor_info import Packed, TensorInfo, View
 
-__all__ = ["KEY", "dequantised", "take_quantization"]
+__all__ = ["KEY", "dequantised", "format_name", "take_quantization"]
 
 METHODS = {"fp8": prequantised_fp8.fp8, "gptq": prequantised_int.gptq, "awq": prequantised_int.awq}
 PARTS = (".qweight", ".qzeros", ".weight_scale_inv", ".weight_packed", ".weight_scale")
@@ -54,6 +54,16 @@ def dequantised(
     if method not in METHODS:
         raise refuse(method, f"only {', '.join(METHODS)} can be dequantised exactly")
     return METHODS[method](Scheme(method, quantization, stored, view))
+
+
+def format_name(quantization: Mapping[str, Any]) -> str:
+    """A quantization_config that `dequantised` took, in a word: fp8-128x128, fp8-tensor, gptq-int4-g128, awq-int4-channel."""
+    method = _method(quantization)
+    if method == "fp8":
+        block = quantization.get("weight_block_size", [128, 128])
+        return "fp8-tensor" if block is None else f"fp8-{block[0]}x{block[1]}"
+    size = quantization.get("group_size", 128)
+    return f"{method}-int{quantization.get('bits') or prequantised_int.AWQ_BITS}-{'channel' if size == -1 else f'g{size}'}"
 
 
 def _method(quantization: Mapping[str, Any]) -> str:

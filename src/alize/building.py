@@ -14,6 +14,7 @@ from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
+from alize.models.prequantised import format_name
 from alize.models.registry import family_for, single_weights
 from alize.models.session import model_info as info_of
 from alize.optimize.openvino_slices import Slices
@@ -221,6 +222,7 @@ def draft_manifest(
             architecture=checkpoint.multimodal or str((checkpoint.config.get("architectures") or [family.model_type])[0]),
             family=family.model_type,
             config=dataclasses.asdict(config),
+            quantised=None if checkpoint.quantization is None else format_name(checkpoint.quantization),
         ),
         model=info,
         target=Target(compiler.target, device, weights, options, compiler.versions(), (), {}),

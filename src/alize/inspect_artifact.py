@@ -77,7 +77,9 @@ def describe_report(report: Mapping[str, Any]) -> list[str]:
 def _source(manifest: Manifest) -> str:
     source = manifest.source
     where = f"{source.repo} at {source.commit}" if source.kind == "hub" else "a folder"
-    return f"{where}, {source.title}, sha256 {source.sha256[:12]}"
+    quantised = f", quantised as {source.quantised}" if source.quantised else ""
+    adapter = f", merged with the adapter {source.adapter[:12]}" if source.adapter else ""
+    return f"{where}, {source.title}, sha256 {source.sha256[:12]}{quantised}{adapter}"
 
 
 def _model(manifest: Manifest) -> str:

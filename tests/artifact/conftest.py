@@ -29,7 +29,17 @@ Make = Callable[..., Manifest]
 def make_manifest() -> Manifest:
     return Manifest(
         alize="0.1.0",
-        source=Source("hub", "org/modèle", "0" * 40, "ab" * 32, "MistralForCausalLM", "mistral", {"rms_norm_eps": 1e-05}),
+        source=Source(
+            "hub",
+            "org/modèle",
+            "0" * 40,
+            "ab" * 32,
+            "MistralForCausalLM",
+            "mistral",
+            {"rms_norm_eps": 1e-05},
+            "awq-int4-g128",
+            "cd" * 32,
+        ),
         model=ModelInfo(2, 4, 2, 8, 32, 100, (16, 0), 64, 1, (2,), 0, 0),
         target=Target(
             "openvino", "cpu", "fp16", {}, {"openvino": "2026.4.1"}, ("fold", "fuse"), {"windows": [16, 0], "fused": True}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alize.artifact import DeviceState, Manifest, read
+from alize.artifact import SCHEMA, DeviceState, Manifest, read
 from alize.building import build
 from alize.compilers import COMPILERS, compiler_for, normal_weights
 from alize.errors import (
@@ -90,9 +90,11 @@ def test_what_is_not_sealed_may_go(built: BuiltOnce, copied: Callable[[Built], P
 
 def test_a_newer_schema_is_refused(built: BuiltOnce, copied: Callable[[Built], Path], alize: Alize) -> None:
     folder = copied(built("onnxruntime"))
-    fields = json.loads((folder / "manifest.json").read_text()) | {"schema": 3, "a field of the future": True}
+    fields = json.loads((folder / "manifest.json").read_text()) | {"schema": SCHEMA + 1, "a field of the future": True}
     (folder / "manifest.json").write_text(json.dumps(fields))
-    with pytest.raises(UnknownSchema, match="schema 3 is not the schema 2 that this alize reads: upgrade with `pip install"):
+    with pytest.raises(
+        UnknownSchema, match=f"schema {SCHEMA + 1} is not the schema {SCHEMA} that this alize reads: upgrade with `pip install"
+    ):
         load(folder)
     for words in (["run", folder, "Hello"], ["validate", folder], ["inspect", folder]):
         ran = alize(*words, "-q")

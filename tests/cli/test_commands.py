@@ -12,6 +12,7 @@ import pytest
 
 from alize.artifact import MANIFEST, read
 from alize.errors import OutputError
+from alize.inspect_artifact import describe
 from alize.progress import Progress
 
 Alize = Callable[..., Any]
@@ -186,6 +187,12 @@ def test_inspect(alize: Alize, artifact: Path) -> None:
     assert alize("inspect", artifact, "--json").json == dataclasses.asdict(manifest) | json.loads(
         (artifact / MANIFEST).read_text()
     )
+
+
+def test_inspect_tells_what_the_weights_went_through(tmp_path: Path, artifact: Path) -> None:
+    source = dataclasses.replace(read(artifact).source, quantised="awq-int4-g64", adapter="cd" * 32)
+    lines = describe(tmp_path, dataclasses.replace(read(artifact), source=source))
+    assert any(line.endswith(", quantised as awq-int4-g64, merged with the adapter cdcdcdcdcdcd") for line in lines)
 
 
 def test_inspect_loads_no_engine_and_checks_what_it_is_asked_to(alize: Alize, artifact: Path) -> None:

@@ -73,7 +73,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     ),
     "white space": lambda f: (f / "manifest.json").write_text((f / "manifest.json").read_text() + "\n"),
     "other schema": lambda f: rewritten(f, lambda m: m.update(schema=99)),
-    "old schema": lambda f: rewritten(f, lambda m: m.update(schema=1)),
+    "old schema": lambda f: rewritten(f, lambda m: m.update(schema=2)),
     "verdict fail": lambda f: rewritten(f, lambda m: m["validation"].update(verdict="fail")),
     "verdict partial": lambda f: rewritten(f, lambda m: m["validation"].update(verdict="partial", left_out=["W+1", "chunks"])),
     "no configuration": lambda f: rewritten(f, lambda m: m.update(configurations=[])),

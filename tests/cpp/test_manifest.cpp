@@ -23,9 +23,9 @@ std::string refusal(const std::string &text) {
 TEST_CASE("what is no manifest is refused") {
     CHECK(refusal("[]") == "field at the top should be dict, not list []");
     CHECK(refusal("{\"schema\": 7}") ==
-          "schema 7 is not the schema 2 that this alize reads: upgrade with `pip install --upgrade alize`");
-    CHECK(refusal("{\"schema\": 2}") == "missing field alize");
-    CHECK(refusal("{\"schema\": 2, \"zz\": 1}") == "unknown field zz");
+          "schema 7 is not the schema 3 that this alize reads: upgrade with `pip install --upgrade alize`");
+    CHECK(refusal("{\"schema\": 3}") == "missing field alize");
+    CHECK(refusal("{\"schema\": 3, \"zz\": 1}") == "unknown field zz");
 }
 
 TEST_CASE("the fingerprint's key is the one that docs/state.md gives") {

@@ -18,6 +18,7 @@ from alize.errors import CorruptCheckpoint
 from alize.export.hub import export_hub
 from alize.models import prequantised_fp8, tensor_info
 from alize.models.checkpoint import Checkpoint
+from alize.models.prequantised import format_name
 from alize.models.reference import Reference
 from alize.models.registry import weights_of
 from alize.optimize import lower_onnxruntime
@@ -242,6 +243,22 @@ def test_a_multimodal_checkpoint(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*rows)
 
 
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (GPTQ | {"bits": 8}, "gptq-int8-g16"),
+        (GPTQ | {"group_size": -1}, "gptq-int4-channel"),
+        ({"quant_method": "awq"}, "awq-int4-g128"),
+        (FP8, "fp8-16x16"),
+        (FP8 | {"weight_block_size": None}, "fp8-tensor"),
+        ({"quant_method": "fp8"}, "fp8-128x128"),
+    ],
+)
+def test_a_format_has_a_name(config: dict[str, Any], name: str) -> None:
+    """For the manifest; where a key is missing, what it means by default."""
+    assert format_name(config) == name
+
+
 @pytest.mark.parametrize("name", ["gptq sorted by activation", "awq", "fp8 a scale a tensor"])
 def test_through_the_hub_to_a_target(name: str, make: Callable[..., Twins], tmp_path: Path) -> None:
     made = make(name)
@@ -259,5 +276,6 @@ def test_a_build(make: Callable[..., Twins], tmp_path: Path) -> None:
     manifest = build(str(made.quantised), output=tmp_path / "artifact", target="onnxruntime", budget_seconds=60)
     assert (manifest.target.weights, manifest.validation.verdict) == ("fp32", "pass")
     assert manifest.source.sha256 == Checkpoint.open(made.quantised).sha256()
+    assert manifest.source.quantised == "gptq-int4-g16"
     written = json.loads((tmp_path / "artifact" / "config.json").read_text())
     assert "quantization_config" not in written and written["model_type"] == "mistral"

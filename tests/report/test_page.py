@@ -47,6 +47,14 @@ def test_verdict_target_and_versions_are_said(good: Page) -> None:
     assert "What is wrong" not in good.text
 
 
+def test_what_the_weights_went_through_is_said(read: Read) -> None:
+    evidence = samples.good()
+    sealed = manifest(evidence)
+    source = replace(sealed.source, quantised="awq-int4-g64", adapter="cd" * 32)
+    text = read(render(replace(sealed, source=source), evidence, SIZES)).text
+    assert "its weights came as awq-int4-g64" in text and f"sha256 of the adapter merged {'cd' * 32}" in text
+
+
 def test_every_case_has_its_row(good: Page) -> None:
     for case in samples.good().cases:
         figures = case.figures

@@ -179,7 +179,7 @@ def test_another_artifact_than_the_pinned_one(place: Path) -> None:
 
 def test_a_newer_schema(place: Path) -> None:
     sealed = seal(place)
-    (place / "manifest.json").write_text(dataclasses.replace(sealed, schema=3).with_digest().to_json())
+    (place / "manifest.json").write_text(dataclasses.replace(sealed, schema=manifests.SCHEMA + 1).with_digest().to_json())
     with pytest.raises(UnknownSchema, match="upgrade"):
         load(place)
 

@@ -53,8 +53,8 @@ void check_figures(const Field &field) {
 }
 
 std::string decode_source(const Field &source) {
-    source.fields({"kind", "repo", "commit", "sha256", "architecture", "family", "config"});
-    for (const char *name : {"repo", "commit"}) {
+    source.fields({"kind", "repo", "commit", "sha256", "architecture", "family", "config", "quantised", "adapter"});
+    for (const char *name : {"repo", "commit", "quantised", "adapter"}) {
         const Field field = source[name];
         if (!field.null() && !field.json().is_string()) field.should_be("str or null");
     }

@@ -49,7 +49,7 @@ struct Manifest {
     std::string rebuild, digest;
 };
 
-constexpr int64_t kSchema = 2;
+constexpr int64_t kSchema = 3;
 constexpr const char *kManifest = "manifest.json";
 
 // Parses and checks the bytes of a manifest.json. Raises ALIZE_UNKNOWN_SCHEMA, ALIZE_ARTIFACT, ALIZE_TAMPERED.

@@ -26,7 +26,7 @@ __all__ = [
     "read",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 FIGURE_DIGITS = 4
 """Significant digits that figures are rounded to, so that the last bits of a float cannot change a digest."""
@@ -34,7 +34,11 @@ FIGURE_DIGITS = 4
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights came from. `repo` and `commit` are of a hub snapshot; a folder's path is never written down."""
+    """Where the weights came from. `repo` and `commit` are of a hub snapshot; a folder's path is never written down.
+
+    quantised: the format that the checkpoint itself was quantised in, such as gptq-int4-g128; None for floats.
+    adapter: the sha256 of the adapter that was merged into the weights; None where there was none.
+    """
 
     kind: Literal["folder", "hub"]
     repo: str | None
@@ -43,6 +47,8 @@ class Source:
     architecture: str
     family: str
     config: dict[str, Any]
+    quantised: str | None = None
+    adapter: str | None = None
 
     @property
     def title(self) -> str:

@@ -166,6 +166,8 @@ def _model(source: Source, model: ModelInfo) -> list[tuple[str, str]]:
         ("architecture", f"{source.title}, family {source.family}"),
         ("source", where),
         ("sha256 of the checkpoint", source.sha256),
+        *([("its weights came as", source.quantised)] if source.quantised else []),
+        *([("sha256 of the adapter merged", source.adapter)] if source.adapter else []),
         ("layers", f"{model.layers}, hidden size {model.hidden_size:,}"),
         ("attention", f"{model.query_heads} query and {model.key_value_heads} key/value heads of {model.head_size}"),
         ("vocabulary", f"{model.vocab_size:,} tokens"),
