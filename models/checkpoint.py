@@ -93,6 +93,7 @@ class Checkpoint:
         self._packed: Mapping[str, Packed] = {}
         self._maps: dict[Path, np.memmap[Any, np.dtype[np.uint8]]] = {}
         self._identity: str | None = None
+        self._opened = {file: _stat(file) for file in sorted({info.file for info in tensors.values()})}
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -176,6 +177,14 @@ class Checkpoint:
                     "the weights are damaged, fetch the checkpoint again"
                 )
 
+    def check_unchanged(self) -> None:
+        """Raises CorruptCheckpoint where a shard is no longer the file that was opened: what was read of it is not to be used."""
+        for file, before in self._opened.items():
+            if _stat(file) != before:
+                raise CorruptCheckpoint(
+                    f"{file}: changed while it was read; wait until nothing writes to the checkpoint, and build again"
+                )
+
     def sha256(self, *, advance: Callable[[int], object] | None = None) -> str:
         """Identity of config and weights, in hex: the same for any folder name, shard split or order of tensors.
 
@@ -210,6 +219,15 @@ class Checkpoint:
         if info.file not in self._maps:
             self._maps[info.file] = np.memmap(info.file, dtype=np.uint8, mode="r")
         return np.asarray(self._maps[info.file][info.start : info.start + info.size])
+
+
+def _stat(file: Path) -> tuple[int, ...] | None:
+    """What tells one state of a file from another; None where it is gone."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

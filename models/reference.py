@@ -8,7 +8,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,14 +24,33 @@ from alize.models.ops import attention_body, moe_body
 from alize.models.registry import family_for
 from alize.models.routing import Router, Routing
 
-__all__ = ["ROUND_TRIPS", "Mixture", "Progress", "Reference", "ReferenceRun", "SplitSums", "Summation", "Walk", "WeightRule"]
+__all__ = [
+    "ALL_ROWS",
+    "ROUND_TRIPS",
+    "Mixture",
+    "Progress",
+    "Reference",
+    "ReferenceRun",
+    "Rows",
+    "SplitSums",
+    "Summation",
+    "Walk",
+    "WeightRule",
+]
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total), in layers: called before the first layer and after each."""
 
-WeightRule = Callable[[str, Tensor], Tensor]
-"""rule(parameter name, some rows of it in the stored dtype) -> the rows to compute with, in float32. It must treat the
-rows of a matrix independently: embeddings and head are read a few rows at a time."""
+Rows = slice | Tensor
+"""Some rows of a matrix: a slice, or int64 [n]."""
+
+
+class WeightRule(Protocol):
+    def __call__(self, name: str, stored: Tensor, rows: Rows = ..., /) -> Tensor:
+        """The rows to compute with, in float32, of the parameter `name`: those rows of it in the stored dtype, and which they
+        are. Embeddings and head are read a few rows at a time, so the rows of a matrix must not depend on each other."""
+        ...
+
 
 Summation = Literal["plain", "split"]
 """The order of every inner sum: as PyTorch does it, or in two halves, the second half first."""
@@ -39,6 +58,7 @@ Summation = Literal["plain", "split"]
 ROUND_TRIPS: dict[str, torch.dtype | None] = {"source": None, "fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What weights go through before they are float32; None = the stored value as it is."""
 
+ALL_ROWS = slice(None)
 ROWS = 512  # positions that go through an MLP together
 HEAD_ROWS = 16384  # rows of the head in memory together
 
@@ -178,7 +198,8 @@ class Reference:
     def _embed(self, sequence: NDArray[np.int64]) -> Tensor:
         name = "model.embed_tokens.weight"
         table = self.checkpoint.tensor(self._weights[name].sources[0])
-        rows = self._checked(name, table[torch.from_numpy(sequence)])
+        chosen = torch.from_numpy(sequence)
+        rows = self._checked(name, table[chosen], chosen)
         return rows.to(self._dtype)[None]
 
     def _loaded(self, module: nn.Module, prefix: str) -> nn.Module:
@@ -207,9 +228,10 @@ class Reference:
         table = self.checkpoint.tensor(self._weights[name].sources[0])
         logits = [np.empty((len(states), self.config.vocab_size), np.float32) for states in normed]
         for start in range(0, self.config.vocab_size, HEAD_ROWS):
-            rows = self._checked(name, table[start : start + HEAD_ROWS]).to(self._dtype)
+            block = slice(start, start + HEAD_ROWS)
+            rows = self._checked(name, table[block], block).to(self._dtype)
             for states, output in zip(normed, logits, strict=True):
-                output[:, start : start + HEAD_ROWS] = _numpy(F.linear(states, rows))
+                output[:, block] = _numpy(F.linear(states, rows))
         return logits
 
     def _whole(self, name: str) -> Tensor:
@@ -221,9 +243,9 @@ class Reference:
             place.copy_(self._checked(part, self.checkpoint.stored(source)[0]))
         return whole
 
-    def _checked(self, name: str, stored: Tensor) -> Tensor:
+    def _checked(self, name: str, stored: Tensor, chosen: Rows = ALL_ROWS) -> Tensor:
         """The rows after the rule, float32. NaN and infinities are looked for here, where they are in memory anyway."""
-        rows = self._rule(name, stored)
+        rows = self._rule(name, stored, chosen)
         if rows.numel() and not torch.stack(torch.aminmax(rows)).isfinite().all():
             self._blame(name)
             raise UnsupportedModel(f"{name} does not fit in the weights asked for: a value overflows; use bf16 or fp32")
@@ -285,7 +307,7 @@ def _arithmetic(*, split: bool) -> Iterator[None]:
 
 
 def _round_trip(dtype: torch.dtype | None) -> WeightRule:
-    def rule(name: str, stored: Tensor) -> Tensor:  # noqa: ARG001
+    def rule(name: str, stored: Tensor, rows: Rows = ALL_ROWS, /) -> Tensor:  # noqa: ARG001
         return stored.float() if dtype is None else stored.to(dtype).float()
 
     return rule

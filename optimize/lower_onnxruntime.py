@@ -18,6 +18,7 @@ from alize.optimize.openvino_slices import Slices
 from alize.optimize.passes import Pass, drop_functions, run, write
 from alize.optimize.quantise import float_part, integer_part
 from alize.optimize.rotary_before_split import rotary_before_split
+from alize.optimize.rounded import Rounded
 from alize.optimize.store_weights import store_weights
 from alize.optimize.transpose_weights import transpose_weights
 
@@ -26,25 +27,32 @@ __all__ = ["MODEL_FILE", "check_structure", "lower", "passes"]
 MODEL_FILE = "model.onnx"
 
 
-def passes(weights: str, experts: str = "") -> tuple[Pass, ...]:
-    """The lowering, in order. experts: the form of a mixture of experts, "" where the model has none."""
+def passes(weights: str, experts: str = "", rounded: Rounded | None = None) -> tuple[Pass, ...]:
+    """The lowering, in order. experts: the form of a mixture of experts, "" where the model has none. rounded: see `quantise`."""
     return (
         *expert_pass(experts, {"apart": experts_apart}),
         store_weights(float_part(weights)),
         rotary_before_split,
         transpose_weights,
-        *integer_part(weights),
+        *integer_part(weights, rounded),
         group_query_attention,
         drop_functions,
     )
 
 
-def lower(hub: ir.Model, folder: Path, *, weights: str, options: Mapping[str, str] = NO_OPTIONS) -> tuple[str, ...]:
+def lower(
+    hub: ir.Model,
+    folder: Path,
+    *,
+    weights: str,
+    options: Mapping[str, str] = NO_OPTIONS,
+    rounded: Rounded | None = None,
+) -> tuple[str, ...]:
     """Rewrites `hub` in place and streams it to FOLDER. Returns the names of the passes. Raises LoweringFailed.
 
-    options: `experts`, the form of a mixture of experts.
+    options: `experts`, the form of a mixture of experts.   rounded: the integers, where they were made already.
     """
-    done = run(hub, passes(weights, expert_form(hub, options)))
+    done = run(hub, passes(weights, expert_form(hub, options), rounded))
     write(hub, folder / MODEL_FILE)
     return tuple(done)
 

@@ -28,8 +28,9 @@ from alize.optimize.openvino_structure import (
 )
 from alize.optimize.openvino_ties import lower_index_first
 from alize.optimize.openvino_write import write_ir
-from alize.optimize.passes import Pass, attentions, drop_functions, run, write
+from alize.optimize.passes import Pass, attentions, drop_functions, run, write_around
 from alize.optimize.quantise import float_part, integer_part
+from alize.optimize.rounded import Rounded
 from alize.optimize.store_weights import store_weights
 
 __all__ = ["MODEL_FILE", "check_structure", "lower", "passes"]
@@ -39,34 +40,42 @@ _SCRATCH = "lowering.onnx"
 _EXPERTS: dict[str, Pass] = {"apart": experts_apart, "tiled": experts_tiled}
 
 
-def passes(weights: str, experts: str = "") -> tuple[Pass, ...]:
+def passes(weights: str, experts: str = "", rounded: Rounded | None = None) -> tuple[Pass, ...]:
     """The part of the lowering that rewrites ONNX; the conversion of attention and `make_stateful` follow on the IR.
 
-    experts: the form of a mixture of experts, "" where the model has none.
+    experts: the form of a mixture of experts, "" where the model has none.   rounded: see `quantise`.
     """
     return (
         *expert_pass(experts, _EXPERTS),
         store_weights(float_part(weights)),
-        *integer_part(weights),
+        *integer_part(weights, rounded),
         keep_all_logits,
         drop_functions,
     )
 
 
-def lower(hub: ir.Model, folder: Path, *, weights: str, options: Mapping[str, str] = NO_OPTIONS) -> tuple[str, ...]:
+def lower(
+    hub: ir.Model,
+    folder: Path,
+    *,
+    weights: str,
+    options: Mapping[str, str] = NO_OPTIONS,
+    rounded: Rounded | None = None,
+) -> tuple[str, ...]:
     """Rewrites `hub` in place and streams it to FOLDER. Returns the names of the passes. Raises LoweringFailed.
 
-    options: `experts`, the form of a mixture of experts.
-    The weights go through a scratch ONNX file that OpenVINO maps and copies out of: never through memory as a whole.
+    options: `experts`, the form of a mixture of experts.   rounded: the integers, where they were made already.
+    The weights go through a scratch ONNX file that OpenVINO maps and copies out of: never through memory as a whole. Integers
+    that were made already are mapped where they lie.
     """
     import openvino
     from openvino.frontend.onnx import ConversionExtension
 
     windows = [node.attributes["window"].as_int() for node in attentions(hub)]
     experts = expert_form(hub, options)
-    done = run(hub, passes(weights, experts))
-    scratch = folder / _SCRATCH
-    write(hub, scratch)
+    done = run(hub, passes(weights, experts, rounded))
+    scratch = (folder if rounded is None else rounded.pieces.folder) / _SCRATCH
+    write_around(hub, scratch)
     core = openvino.Core()
     core.add_extension(ConversionExtension("SlidingWindowAttention", "ai.alize", attention_conversion(windows)))
     core.add_extension(ConversionExtension("SparseMoE", "ai.alize", tiled_conversion()))

@@ -26,23 +26,35 @@ _WANTED = "FullyConnected with integers"
 _WANTED_OF_STACKS = "GatherMatmul with integers"
 
 
-def read_integers(constants: dict[str, Any], name: str) -> Integers:
-    """A matrix, or a stack of them, from the IR's Constant nodes by name: copies, that stay when the model goes."""
+def read_integers(constants: dict[str, Any], name: str, index: int | None = None) -> Integers:
+    """A matrix from the IR's Constant nodes by name, of a stack the one at `index`: copies, that stay when the model goes."""
     values, scales = constants[name], constants[name + SCALES]
     zeros = constants.get(name + ZERO_POINTS)
-    shape = (*list(values.shape)[:-1], -1)  # [...,out,G]
+    found = _unpacked(values, index)
     return Integers(
-        _unpacked(values),
-        torch.from_numpy(np.array(scales.data)).reshape(shape),
-        None if zeros is None else _unpacked(zeros).reshape(shape),
+        found,
+        torch.from_numpy(np.array(_part(scales, index))).reshape(len(found), -1),  # [out,G]
+        None if zeros is None else _unpacked(zeros, index).reshape(len(found), -1),
     )
 
 
-def _unpacked(node: Any) -> torch.Tensor:
-    kind, data = node.get_element_type().get_type_name(), torch.from_numpy(np.array(node.data))
+def _part(node: Any, index: int | None) -> Any:
+    """The bytes of a constant, mapped, or of the matrix at `index` of one: nibbles are packed across its whole length."""
+    data = node.data.reshape(-1)
+    if index is None:
+        return data
+    size, odd = divmod(data.size, node.shape[0])
+    if odd:
+        raise ValueError(f"{node.get_friendly_name()}: the matrices of the stack do not begin at whole bytes")
+    return data[index * size : (index + 1) * size]
+
+
+def _unpacked(node: Any, index: int | None) -> torch.Tensor:
+    kind, data = node.get_element_type().get_type_name(), torch.from_numpy(np.array(_part(node, index)))
+    shape = tuple(node.shape) if index is None else tuple(node.shape)[1:]
     if kind in ("i4", "u4"):
-        data = unpack_nibbles(data.view(torch.uint8), int(np.prod(node.shape)), signed=kind == "i4")
-    return data.reshape(tuple(node.shape))
+        data = unpack_nibbles(data.view(torch.uint8), int(np.prod(shape)), signed=kind == "i4")
+    return data.reshape(shape)
 
 
 def check_integers(path: Path, info: ModelInfo, *, slices: Slices | None = None) -> dict[str, Any]:

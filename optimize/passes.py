@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-__all__ = ["Pass", "attentions", "constant", "drop_functions", "run", "write"]
+__all__ = ["Pass", "attentions", "constant", "drop_functions", "run", "write", "write_around"]
 
 Pass = Callable[[ir.Model], int]
 
@@ -43,3 +43,19 @@ def drop_functions(model: ir.Model) -> int:
 def write(model: ir.Model, path: Path) -> None:
     """Streams PATH and PATH.data, one weight in memory at a time."""
     ir.save(model, path, external_data=f"{path.name}.data")
+
+
+def write_around(model: ir.Model, path: Path) -> None:
+    """The same for a scratch file: tensors that lie in files of PATH's folder already stay there and are referred to."""
+    moved: list[tuple[ir.Value, ir.TensorProtocol]] = []
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
+            moved.append((value, value.const_value))
+    written = ir.external_data.convert_tensors_to_external([tensor for _, tensor in moved], path.parent, f"{path.name}.data")
+    for (value, _), lying in zip(moved, written, strict=True):
+        value.const_value = lying
+    try:
+        ir.save(model, path)
+    finally:
+        for value, tensor in moved:
+            value.const_value = tensor

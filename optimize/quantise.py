@@ -3,8 +3,9 @@
     weight -> MatMul    becomes    DequantizeLinear(integers, Cast(scales), zero points) -> MatMul
     Gather(table, ids)  becomes    Cast(Gather(integers, ids)) * Cast(Gather(scales, ids)), so that rows alone are converted
 
-Integers, scales and zero points are lazy: a matrix is rounded when the first of them is written out, and what was not asked
-for yet is kept until it is.
+A build rounds every matrix once, before it lowers (`alize.optimize.rounded`); the graph then refers to what lies in its files, or
+reads it from there. Without such a source a matrix is rounded when the first of its parts is written out, and what was not
+asked for yet is kept until it is.
 """
 
 import onnx_ir as ir
@@ -17,7 +18,8 @@ from alize.export.weights import StreamedWeight
 from alize.optimize.integer_products import product_name
 from alize.optimize.passes import Pass
 from alize.optimize.quantisation import Form, Quantisation
-from alize.optimize.round_to_integers import pack_nibbles, quantised
+from alize.optimize.round_to_integers import Integers, pack_nibbles, quantised
+from alize.optimize.rounded import Rounded
 from alize.optimize.transpose_weights import SUFFIX
 
 __all__ = ["SCALES", "ZERO_POINTS", "float_part", "integer_part", "quantise", "tensor_name"]
@@ -38,14 +40,16 @@ def float_part(weights: str) -> str:
     return weights if Quantisation.parse(weights) is None else "fp32"
 
 
-def integer_part(weights: str) -> tuple[Pass, ...]:
+def integer_part(weights: str, rounded: Rounded | None = None) -> tuple[Pass, ...]:
     """The pass that rounds to integers, where `weights` names some."""
     chosen = Quantisation.parse(weights)
-    return () if chosen is None else (quantise(chosen),)
+    return () if chosen is None else (quantise(chosen, rounded),)
 
 
-def quantise(quantisation: Quantisation) -> Pass:
-    """A pass that rounds every matrix of a graph in float32 as `quantisation` has it; `store_weights("fp32")` goes before.
+def quantise(quantisation: Quantisation, rounded: Rounded | None = None) -> Pass:
+    """A pass that stores every matrix of a graph in float32 as `quantisation` has it; `store_weights("fp32")` goes before.
+
+    rounded: the integers that were made already; without them they are made when they are written.
 
     A matrix that a MatMul reads as it is lies [in,out], any other [out,in]; a stack of experts [E,out,in] stays one. Names each
     MatMul for its weight, as `layers.0.mlp.up_proj`, and the one behind a tied table `lm_head`.
@@ -64,7 +68,7 @@ def quantise(quantisation: Quantisation) -> Pass:
             name = tensor_name(str(value.name))
             form = quantisation.form(name, shape[::-1] if straight else shape)
             if form is not None:
-                _replace(model.graph, value, _Matrix(tensor, form, name, transposed=straight), name)
+                _replace(model.graph, value, _Matrix(tensor, form, name, transposed=straight, rounded=rounded), name)
                 count += 1
         if not count:
             raise LoweringFailed("quantise: the graph has no matrices of a checkpoint")
@@ -81,15 +85,17 @@ def tensor_name(stored: str) -> str:
 
 
 class _Matrix:
-    """One matrix or stack, rounded when one of its parts is asked for, and no longer kept than until all of them were."""
+    """One matrix or stack, rounded or read when one of its parts is asked for, and no longer kept than until all of them were."""
 
-    def __init__(self, weight: StreamedWeight, form: Form, name: str, *, transposed: bool) -> None:
-        self.weight, self.form, self.name, self.transposed = weight, form, name, transposed
+    def __init__(
+        self, weight: StreamedWeight, form: Form, name: str, *, transposed: bool, rounded: Rounded | None = None
+    ) -> None:
+        self.weight, self.form, self.name, self.transposed, self.rounded = weight, form, name, transposed, rounded
         *self.rows, self.columns = weight.shape.numpy()[:: -1 if transposed else 1]  # rows: [out] or [E,out]
         self._waiting: dict[str, Tensor] = {}
 
-    def tensors(self) -> dict[str, ir.LazyTensor]:
-        """The lazy tensors "", SCALES and, unless symmetric, ZERO_POINTS."""
+    def tensors(self) -> dict[str, ir.LazyTensor | ir.ExternalTensor]:
+        """The tensors "", SCALES and, unless symmetric, ZERO_POINTS: in the matrix's file, where they lie there so, else lazy."""
         stored = _TYPES[self.form.bits, self.form.symmetric]
         groups = self.columns // self.form.group
         small = tuple(self.rows) if self._by_row else (groups, *self.rows) if self.transposed else (*self.rows, groups)
@@ -97,7 +103,17 @@ class _Matrix:
         kinds = {"": (stored, whole), SCALES: (ir.DataType.FLOAT16, small)}
         if not self.form.symmetric:
             kinds[ZERO_POINTS] = (stored, small)
+        if self.rounded is not None and not self.transposed and len(self.rows) == 1:
+            places = zip(kinds.items(), self.rounded.places(self.name), strict=True)
+            return {part: self._lying(part, *kind, *place) for (part, kind), place in places}
         return {part: self._lazy(part, dtype, shape) for part, (dtype, shape) in kinds.items()}
+
+    def _lying(self, part: str, dtype: ir.DataType, shape: tuple[int, ...], offset: int, length: int) -> ir.ExternalTensor:
+        assert self.rounded is not None
+        path, folder = self.rounded.path(self.name), self.rounded.pieces.folder
+        name = f"{self.weight.name}{part}"
+        location = path.relative_to(folder).as_posix()
+        return ir.ExternalTensor(location, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=folder)
 
     @property
     def attributes(self) -> dict[str, int]:
@@ -129,12 +145,20 @@ class _Matrix:
 
     def _rounded(self) -> dict[str, Tensor]:
         """The parts as they lie."""
-        matrix = self.weight.load()
-        found = quantised(self.name, torch.t(matrix) if self.transposed else matrix, self.form)
+        found = self._integers()
         parts = {"": found.values, SCALES: found.scales}
         if found.zero_points is not None:
             parts[ZERO_POINTS] = found.zero_points
         return {part: torch.t(values).contiguous() if self.transposed else values for part, values in parts.items()}
+
+    def _integers(self) -> Integers:
+        """[...,out,in]"""
+        if self.rounded is None:
+            matrix = self.weight.load()
+            return quantised(self.name, torch.t(matrix) if self.transposed else matrix, self.form)
+        if len(self.rows) == 1:
+            return self.rounded(self.name)
+        return Integers.stack([self.rounded(str(part.name)) for part in self.weight.parts])
 
 
 def _keep_parts_together(graph: ir.Graph) -> None:

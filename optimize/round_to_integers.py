@@ -8,6 +8,7 @@ Each group is looked at by itself: sums go over a fixed tree of additions, so th
 among others, on any number of threads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,18 @@ class Integers:
     values: Tensor
     scales: Tensor
     zero_points: Tensor | None
+
+    @staticmethod
+    def stack(parts: "Sequence[Integers]") -> "Integers":
+        """[E,out,in] of matrices [out,in]."""
+        zeros = [part.zero_points for part in parts if part.zero_points is not None]
+        values, scales = (torch.stack(found) for found in ([part.values for part in parts], [part.scales for part in parts]))
+        return Integers(values, scales, torch.stack(zeros) if zeros else None)
+
+    def rows(self, chosen: "slice | Tensor") -> "Integers":
+        """Some rows of a matrix [out,in]: a slice, or int64 [n]."""
+        zeros = None if self.zero_points is None else self.zero_points[chosen]
+        return Integers(self.values[chosen], self.scales[chosen], zeros)
 
     def part(self, index: int | None) -> "Integers":
         """One matrix of a stack; itself for None."""
@@ -68,10 +81,11 @@ def quantised(name: str, rows: Tensor, form: Form) -> Integers:
 
 def dequantised(integers: Integers) -> Tensor:
     """The rows that are computed with, float32 [...,in]: (value - zero point) * scale, which float32 holds exactly."""
-    groups = integers.values.float().reshape(*integers.scales.shape, -1)
+    groups = integers.values.float().reshape(*integers.scales.shape, -1)  # a copy, so that the rest is done in place
     if integers.zero_points is not None:
-        groups = groups - integers.zero_points.float()[..., None]
-    return (groups * integers.scales.float()[..., None]).reshape(integers.values.shape)
+        groups -= integers.zero_points.float()[..., None]
+    groups *= integers.scales.float()[..., None]
+    return groups.reshape(integers.values.shape)
 
 
 def pack_nibbles(values: Tensor) -> Tensor:

@@ -108,6 +108,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")
     parser.add_argument("--force", action="store_true", help="replace an artifact that is there, once the new one is sealed")
     parser.add_argument(
+        "--no-resume", action="store_true", help="start over where a build was interrupted, and keep nothing of this one if it is"
+    )
+    parser.add_argument(
         "--quantisation-budget",
         type=_nats,
         metavar="KL",

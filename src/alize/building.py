@@ -5,9 +5,11 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alize import __version__
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, ModelInfo, Source, Target, Validation
+from alize.artifact.pieces import Unfinished
 from alize.chat_form import CHAT_FORM, chat_form_json
 from alize.compilers import Compiler, DevicePlan, compiler_for, lowering_options, normal_weights, weights_for
 from alize.errors import ValidationFailed
@@ -19,9 +21,11 @@ from alize.models.registry import family_for, single_weights
 from alize.models.session import model_info as info_of
 from alize.optimize.openvino_slices import Slices
 from alize.optimize.quantisation import Quantisation
+from alize.optimize.rounded import Rounded
 from alize.progress import Progress, SilentProgress, reporter
 from alize.record import BUILD_RECORD, INSPECT, BuildRecord
 from alize.report import render
+from alize.rounding import round_weights
 from alize.runtimes.golden import GOLDEN, write_golden
 from alize.runtimes.registry import backend_module, check_device
 from alize.runtimes.text import Tokenizer
@@ -50,6 +54,7 @@ def build(
     group_size: str | None = None,
     asymmetric: bool = False,
     force: bool = False,
+    resume: bool = True,
     max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -60,7 +65,8 @@ def build(
     experts: the form that a mixture of experts is lowered to, apart or tiled, by default what suits the device.
     budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it (verdict "partial",
     which `load` refuses). budget: what each kind of difference may be, by default `Budget.for_weights`; quantisation_budget
-    changes its mean KL for what the weights lose. force: replace an artifact.
+    changes its mean KL for what the weights lose. force: replace an artifact. resume: an interrupted build keeps what it has
+    finished in `.NAME.unfinished` beside the output, and goes on from there when it is called again.
     max_memory: bytes of anonymous memory that may be used, where that is less than the machine has available.
 
     Raises UsageError, SourceError, BuildError, BackendUnavailable; ValidationFailed when the artifact does not say what
@@ -77,12 +83,19 @@ def build(
         budget = dataclasses.replace(budget, quantisation_kl=quantisation_budget)
     progress.note(expected.line())
     expected.check()
-    with Building(output, overwrite=force) as building, BuildRecord(progress, expected.as_dict()) as record:
+    with (
+        Building(output, overwrite=force) as building,
+        Unfinished(building.output, resume=resume) as unfinished,
+        BuildRecord(progress, expected.as_dict()) as record,
+    ):
         progress = record
         progress.stage("hash the checkpoint", total_bytes=sum(tensor.size for tensor in checkpoint.tensors.values()))
         checkpoint.sha256(advance=progress.advance)
         draft = draft_manifest(checkpoint, compiler, device=device, weights=job.weights, experts=experts, origin=job.resolved)
-        draft = _compile(building.folder, draft, checkpoint, compiler, progress=progress, slices=expected.slices)
+        if found := unfinished.begin(_key(draft)):
+            progress.note(found)
+        rounded = round_weights(checkpoint, job.weights, unfinished.pieces, progress=progress)
+        draft = _compile(building.folder, draft, checkpoint, compiler, rounded, progress=progress, slices=expected.slices)
         outcome = validate_folder(
             building.folder,
             draft,
@@ -92,7 +105,9 @@ def build(
             budget_seconds=budget_seconds,
             progress=progress,
             slices=expected.slices,
+            rounded=rounded,
         )
+        checkpoint.check_unchanged()
         draft = dataclasses.replace(draft, validation=outcome.validation)
         progress.stage("report")
         _write_proof(building.folder, draft, outcome, output)
@@ -232,17 +247,40 @@ def draft_manifest(
     )
 
 
+def _key(draft: Manifest) -> dict[str, Any]:
+    """What an unfinished build has to agree in, so that another one may go on from its pieces."""
+    target = draft.target
+    return {
+        "alize": draft.alize,
+        "checkpoint": draft.source.sha256,
+        "target": f"{target.backend} {target.device}",
+        "weights": target.weights,
+        "options": dict(target.options),
+        "versions": dict(target.versions),
+    }
+
+
 def _compile(
-    folder: Path, draft: Manifest, checkpoint: Checkpoint, compiler: Compiler, *, progress: Progress, slices: Slices | None
+    folder: Path,
+    draft: Manifest,
+    checkpoint: Checkpoint,
+    compiler: Compiler,
+    rounded: Rounded | None,
+    *,
+    progress: Progress,
+    slices: Slices | None,
 ) -> Manifest:
     """Writes the target's files and what travels with them into FOLDER; returns the draft with passes and structure."""
     progress.stage("export to ONNX")
     hub = export_hub(checkpoint)
     progress.stage(f"lower to {compiler.target}")
     target = draft.target
-    passes = compiler.lowering.lower(hub, folder, weights=target.weights, options=target.options)
+    passes = compiler.lowering.lower(hub, folder, weights=target.weights, options=target.options, rounded=rounded)
+    checkpoint.check_unchanged()
     progress.stage(INSPECT)
     structure = compiler.lowering.check_structure(folder, draft.model, target.options, weights=target.weights, slices=slices)
+    if rounded is not None:
+        structure["integers_sha256"] = rounded.digest()
     progress.stage("companions")
     _copy_companions(checkpoint, folder)
     compiler.companion.write(checkpoint, folder)

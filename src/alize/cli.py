@@ -66,11 +66,16 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, AlizeError):
         return error.exit_code, _one_line(str(error))
     if isinstance(error, KeyboardInterrupt):
-        return _INTERRUPTED, "interrupted"
+        return _INTERRUPTED, _with_notes("interrupted", error)
     if isinstance(error, SystemExit):
-        return _code(error), f"stopped by signal {_code(error) - 128}"
+        return _code(error), _with_notes(f"stopped by signal {_code(error) - 128}", error)
     what = _one_line(f"{type(error).__name__}: {error}")
     return 1, f"{what} (a defect of alize: please report it with what --traceback shows)"
+
+
+def _with_notes(what: str, error: BaseException) -> str:
+    """What the interrupted work had to say of itself is a note of the exception."""
+    return _one_line("; ".join([what, *getattr(error, "__notes__", ())]))
 
 
 def _one_line(text: str) -> str:

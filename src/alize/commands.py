@@ -29,6 +29,7 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
             experts=options.experts,
             quantisation_budget=options.quantisation_budget,
             force=options.force,
+            resume=not options.no_resume,
             progress=progress,
             **_sizing(options),
         )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from alize.models.checkpoint import Checkpoint
     from alize.optimize.openvino_slices import Slices
     from alize.optimize.round_to_integers import Integers
+    from alize.optimize.rounded import IntegerSource, Rounded
     from alize.validate.slices import SliceEngine
 
 __all__ = ["COMPILERS", "WEIGHTS", "Compiler", "DevicePlan", "compiler_for", "lowering_options", "normal_weights"]
@@ -32,7 +33,15 @@ _ALIASES = MappingProxyType({"f32": "fp32", "f16": "fp16"})
 class Lowering(Protocol):
     """Module `alize.optimize.lower_{target}`."""
 
-    def lower(self, hub: "ir.Model", folder: Path, *, weights: str, options: Mapping[str, str] = ...) -> tuple[str, ...]: ...
+    def lower(
+        self,
+        hub: "ir.Model",
+        folder: Path,
+        *,
+        weights: str,
+        options: Mapping[str, str] = ...,
+        rounded: "Rounded | None" = ...,
+    ) -> tuple[str, ...]: ...
     def check_structure(
         self,
         folder: Path,
@@ -48,6 +57,7 @@ class Probe(Protocol):
     """Module `alize.validate.probe_{target}`."""
 
     def stored_weights(self, folder: Path) -> Iterator[tuple[str, "torch.Tensor | Integers"]]: ...
+    def stored_integers(self, folder: Path) -> "IntegerSource": ...
     def residual_stream(
         self, folder: Path, tokens: "NDArray[np.int64]", names: list[str]
     ) -> dict[str, "NDArray[np.float32]"]: ...

@@ -298,7 +298,7 @@ def test_a_change_of_anything_stored_is_named() -> None:
     rows, form = matrix(), Form(4, 32, symmetric=False)
     right = quantised(UP, rows, form)
     assert right.zero_points is not None
-    assert changed_integers(UP, right, rows, form) is None
+    assert changed_integers(UP, right, right) is None
     values, scales, zeros = right.values.clone(), right.scales.clone(), right.zero_points.clone()
     values[3, 5] ^= 1
     scales[2, 1] = torch.nextafter(scales[2, 1], torch.tensor(9.0).half())
@@ -313,5 +313,4 @@ def test_a_change_of_anything_stored_is_named() -> None:
             "is stored as float16 [24, 1] scales, and should be as float16 [24, 3]",
         ),
     ):
-        assert changed_integers(UP, changed, rows, form) == f"weight {UP} {message}"
-    assert changed_integers(UP, right, rows, None) == f"weight {UP} is stored as integers, and should be in floats"
+        assert changed_integers(UP, changed, right) == f"weight {UP} {message}"

@@ -43,7 +43,7 @@ def test_a_long_row_keeps_its_ends_and_the_windows_edge(window: int) -> None:
 def test_logits_are_those_of_the_stored_weights(checkpoint: Checkpoint) -> None:
     """Matrices go through the precision, norms do not: every artifact stores those in float32."""
     stored = run_references(checkpoint, TOKENS, weights="bf16", bf16=False, progress=SilentProgress())
-    narrowed = Reference(checkpoint, weights=lambda _, rows: rows.bfloat16().float() if rows.ndim == 2 else rows)
+    narrowed = Reference(checkpoint, weights=lambda _, rows, __=None: rows.bfloat16().float() if rows.ndim == 2 else rows)
     expected = narrowed.run([TOKENS]).logits[0]
     np.testing.assert_array_equal(stored.logits, expected)
     np.testing.assert_array_equal(stored.logits_at(np.array([3, 19])), expected[[3, 19]])

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import ModelInfo
 from alize.models.checkpoint import Checkpoint
-from alize.models.reference import Reference
-from alize.optimize.quantisation import Quantisation
+from alize.models.reference import Reference, WeightRule
 from alize.runtimes.registry import Engine
 from alize.runtimes.session import Session, session_limits
 from alize.validate.cases import Case
@@ -16,7 +15,6 @@ from alize.validate.drive import chosen_experts
 from alize.validate.judge import Budget, judge_loss
 from alize.validate.measure import NEAR_TIE, Figures, measure
 from alize.validate.near_ties import ROUTER_NEAR_TIE
-from alize.validate.stored import as_stored
 
 __all__ = ["check_continuation"]
 
@@ -28,16 +26,17 @@ def check_continuation(
     prompt: NDArray[np.int64],
     count: int,
     *,
-    weights: str,
+    rule: WeightRule,
+    quantised: bool,
     tapped: Callable[[], Engine],
     budget: Budget,
 ) -> tuple[Figures, list[str], dict[str, str]]:
     """Generates `count` tokens after prompt [S]; one reference pass over both judges every step.
 
-    tapped: opens the same engine with `expert_taps`. It is asked only where a token differs: a router whose
-    choice lies ROUTER_NEAR_TIE or less below the reference's own is not to blame, and the reference then follows it.
-    With weights that are integers the engine rounds activations too, and may prefer another token by more than a near-tie:
-    the steps are then held to the budget of the runtime loss.
+    rule: the artifact's own weights.   quantised: they are integers: the engine rounds activations too then, and may prefer
+    another token by more than a near-tie, so that the steps are held to the budget of the runtime loss.
+    tapped: opens the same engine with `expert_taps`. It is asked only where a token differs: a router whose choice lies
+    ROUTER_NEAR_TIE or less below the reference's own is not to blame, and the reference then follows it.
     The engine is closed. Returns the figures of the steps, why they fail, and prompt and continuation as text (empty without a
     tokenizer).
     """
@@ -51,7 +50,7 @@ def check_continuation(
             logits = session.append(tokens[None, -1:])[0]
     engine.close()  # so that its weights are not in memory beside the reference's
     positions = np.arange(len(prompt) - 1, len(tokens) - 1)
-    reference = Reference(checkpoint, weights=as_stored(weights))
+    reference = Reference(checkpoint, weights=rule)
     figures = measure(reference.run([tokens], positions=[positions]).logits[0], np.stack(steps), positions)
     changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)
     if len(changed) and info.experts:
@@ -61,7 +60,7 @@ def check_continuation(
             figures = measure(followed.logits[0], np.stack(steps), positions)
             changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)
     reasons = []
-    if Quantisation.parse(weights):
+    if quantised:
         reasons = judge_loss(figures, mean=budget.runtime_kl, worst=budget.runtime_kl_max)
     elif len(changed):
         first = int(positions[changed[0]])

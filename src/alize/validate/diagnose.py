@@ -25,6 +25,7 @@ from alize.errors import UnsupportedModel
 from alize.models.checkpoint import Checkpoint, Weight
 from alize.optimize.quantisation import Quantisation
 from alize.optimize.round_to_integers import Integers
+from alize.optimize.rounded import IntegerSource, rounded_now
 from alize.validate.stored import changed_integers
 
 __all__ = ["Difference", "changed_weights", "first_difference", "tap_names"]
@@ -41,15 +42,19 @@ def changed_weights(
     weights: Mapping[str, Weight],
     *,
     quantisation: Quantisation | None = None,
+    integers: IntegerSource | None = None,
 ) -> list[str]:
     """One line for each weight whose stored values are not the checkpoint's converted to the stored dtype, or is missing.
 
-    With `quantisation`, matrices have to be the very integers, scales and zero points that it gives.
+    With `quantisation`, matrices have to be the very integers, scales and zero points that `integers` gives, by default those
+    that the checkpoint's are rounded to now.
 
     Raises CorruptCheckpoint (NaN or infinite weights), UnsupportedModel (weights that overflow in the stored dtype): the
     reference run reads only those rows of the embeddings that its tokens ask for.
     """
     findings, seen = [], set()
+    if quantisation is not None and integers is None:
+        integers = rounded_now(checkpoint, weights, quantisation)
     for name, values in stored:
         if name not in weights:
             findings.append(f"weight {name} is not one of the model's")
@@ -57,10 +62,10 @@ def changed_weights(
         seen.add(name)
         form = None if quantisation is None else quantisation.form(name, weights[name].shape)
         if isinstance(values, Integers):
-            original = checkpoint.read(weights[name], torch.float32)
-            _check_finite(name, original, checkpoint, weights[name])
-            changed = changed_integers(name, values, original, form)
-            findings += [changed] if changed else []
+            if form is None or integers is None:
+                findings.append(f"weight {name} is stored as integers, and should be in floats")
+            elif changed := changed_integers(name, values, integers(name)):
+                findings.append(changed)
             continue
         if form is not None:
             findings.append(f"weight {name} is stored as {values.dtype}, and should be as integers")

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from alize.artifact.manifest import CaseResult, Validation
 from alize.validate.coverage import Coverage
+from alize.validate.judge import Budget
 from alize.validate.measure import Figures
 
 __all__ = ["CaseEvidence", "Evidence"]
@@ -47,3 +49,22 @@ class Evidence:
         """Everything that speaks against the artifact: the findings, then what each case failed by. Empty = it passes."""
         failed = (f"{case.question}, {case.name}: {reason}" for case in self.cases for reason in case.reasons)
         return (*self.findings, *failed)
+
+    def verdict(self, *, cross: bool, budget: Budget, followed: int) -> Validation:
+        """For the manifest. cross: it ran on another device than the artifact's.   followed: near-ties of routers."""
+        results = tuple(
+            CaseResult(case.name, case.question, not case.reasons, case.figures.finite_summary())  # type: ignore[arg-type]
+            for case in self.cases
+        )
+        floors = {"float32 floor": self.floor, "bfloat16 floor": self.floor_bf16}
+        figures = {name: floor.finite_summary() for name, floor in floors.items() if floor is not None}
+        if self.coverage is not None:
+            figures["experts"] = self.coverage.figures() | {"near_ties_followed": float(followed)}
+        return Validation(
+            level="graph-validated" if cross else "device-validated",
+            verdict="fail" if self.complaints else "pass",
+            left_out=self.left_out,
+            budget=budget.as_dict(),
+            cases=results,
+            figures=figures,
+        )

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from alize.optimize.lower_onnxruntime import MODEL_FILE
 from alize.optimize.onnxruntime_integers import INTEGER_TYPES, read_integers
 from alize.optimize.round_to_integers import Integers
+from alize.optimize.rounded import IntegerSource
 from alize.optimize.transpose_weights import SUFFIX
 
-__all__ = ["cut_experts", "residual_stream", "stored_weights"]
+__all__ = ["cut_experts", "residual_stream", "stored_integers", "stored_weights"]
 
 _DTYPES = {
     ir.DataType.FLOAT: torch.float32,
@@ -37,6 +38,13 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor | Integers]
             words = torch.frombuffer(bytearray(tensor.tobytes()), dtype=dtype)
             values = words.reshape(value.shape.numpy()) if value.shape is not None else words
             yield name, values.T if stored.endswith(SUFFIX) else values
+
+
+def stored_integers(folder: Path) -> IntegerSource:
+    """Reads a matrix of integers by its name whenever it is asked for one."""
+    initializers = ir.load(folder / MODEL_FILE).graph.initializers
+    places = {stored.removesuffix(SUFFIX): stored for stored, value in initializers.items() if value.dtype in INTEGER_TYPES}
+    return lambda name: read_integers(initializers, places[name])
 
 
 def residual_stream(folder: Path, tokens: NDArray[np.int64], names: list[str]) -> dict[str, NDArray[np.float32]]:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from alize.optimize.lower_openvino import MODEL_FILE
 from alize.optimize.openvino_integers import INTEGER_TYPES, STACK, read_integers
 from alize.optimize.round_to_integers import Integers
+from alize.optimize.rounded import IntegerSource
 
-__all__ = ["cut_experts", "residual_stream", "stored_weights"]
+__all__ = ["cut_experts", "residual_stream", "stored_integers", "stored_weights"]
 
 _ACCURACY = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"}
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -21,22 +22,43 @@ _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor | Integers]]:
     """Each weight's name and values, [out,in] as in the checkpoint, read from the file one after another."""
-    import openvino
-
-    model = openvino.Core().read_model(folder / MODEL_FILE)
-    constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
+    constants = _constants(folder)
     for name, node in constants.items():
         stack = STACK.fullmatch(name)
         if not stack and not name.endswith(".weight"):
             continue
-        if node.get_element_type().get_type_name() in INTEGER_TYPES:
-            integers = read_integers(constants, name)
-            yield from ((part, integers.part(e)) for part, e in _parts(name, stack, len(integers.values)))
+        if _of_integers(node):
+            yield from ((part, read_integers(constants, name, e)) for part, e in _parts(name, stack, node.shape[0]))
         else:
             dtype = _DTYPES[node.get_element_type().get_type_name()]
             bits = np.asarray(node.get_data())  # numpy has no bfloat16: OpenVINO hands its bits out as float16
             for part, e in _parts(name, stack, len(bits)):
                 yield part, torch.from_numpy((bits if e is None else bits[e]).copy()).view(dtype)
+
+
+def stored_integers(folder: Path) -> IntegerSource:
+    """Reads a matrix of integers by its name whenever it is asked for one."""
+    constants = _constants(folder)
+    places = {
+        part: (name, e)
+        for name, node in constants.items()
+        if (stack := STACK.fullmatch(name)) or name.endswith(".weight")
+        if _of_integers(node)
+        for part, e in _parts(name, stack, node.shape[0])
+    }
+    return lambda name: read_integers(constants, *places[name])
+
+
+def _constants(folder: Path) -> dict[str, Any]:
+    """The IR's Constant nodes by name; their values are mapped for as long as one of them is there."""
+    import openvino
+
+    model = openvino.Core().read_model(folder / MODEL_FILE)
+    return {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
+
+
+def _of_integers(node: Any) -> bool:
+    return node.get_element_type().get_type_name() in INTEGER_TYPES
 
 
 def _parts(name: str, stack: re.Match[str] | None, experts: int) -> list[tuple[str, int | None]]:

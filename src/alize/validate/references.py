@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from alize.models.checkpoint import Checkpoint
-from alize.models.reference import Reference, ReferenceRun
+from alize.models.reference import Reference, ReferenceRun, WeightRule
 from alize.models.routing import Routing
 from alize.progress import Progress
 from alize.validate.measure import Figures, measure
@@ -48,10 +48,17 @@ class References:
 
 
 def run_references(
-    checkpoint: Checkpoint, tokens: NDArray[np.int64], *, weights: str, bf16: bool, progress: Progress
+    checkpoint: Checkpoint,
+    tokens: NDArray[np.int64],
+    *,
+    weights: str,
+    rule: WeightRule | None = None,
+    bf16: bool,
+    progress: Progress,
 ) -> References:
-    """tokens: int64 [N]. weights: what the artifact stores (fp32, bf16, int4-g128, ...)."""
-    kept, rule = kept_positions(len(tokens)), as_stored(weights)
+    """tokens: int64 [N]. weights: what the artifact stores (fp32, bf16, int4-g128, ...); rule: how they are had, by default
+    `as_stored`."""
+    kept, rule = kept_positions(len(tokens)), rule or as_stored(weights)
 
     def run(name: str, reference: Reference, follow: Routing | None = None) -> ReferenceRun:
         progress.stage(name, steps=reference.config.num_layers)

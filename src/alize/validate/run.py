@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alize.artifact.manifest import CaseResult, Manifest, ModelInfo, Validation
+from alize.artifact.manifest import Manifest, ModelInfo, Validation
 from alize.compilers import Compiler
 from alize.models.checkpoint import Checkpoint
-from alize.models.reference import Reference
+from alize.models.reference import Reference, WeightRule
 from alize.models.registry import single_weights, weights_of
 from alize.optimize.openvino_slices import Slices
 from alize.optimize.quantisation import Quantisation
+from alize.optimize.rounded import IntegerSource
 from alize.progress import Progress
 from alize.runtimes import golden
 from alize.runtimes.registry import Engine, backend_module
@@ -62,15 +63,17 @@ def validate_folder(
     budget_seconds: float,
     progress: Progress,
     slices: Slices | None = None,
+    rounded: IntegerSource | None = None,
 ) -> Outcome:
     """Runs the reference and the artifact in FOLDER over the cases that the config asks for.
 
     draft: the manifest before it is sealed (model, target and configurations are read). budget_seconds = 0 leaves everything
     out: the verdict is then "partial", which `load` refuses. slices: run the artifact these layers at a time, where all of
-    them unpacked would not fit in memory; the greedy continuation is then left out. Raises what the checkpoint, the engine and
-    the reference raise.
+    them unpacked would not fit in memory; the greedy continuation is then left out. rounded: the integers that the artifact
+    has to hold; without it they are found from the checkpoint anew, without calibration. Raises what the checkpoint, the
+    engine and the reference raise.
     """
-    return _Validation(folder, draft, checkpoint, compiler, budget, progress, slices).run(budget_seconds)
+    return _Validation(folder, draft, checkpoint, compiler, budget, progress, slices, rounded).run(budget_seconds)
 
 
 def plan_for(checkpoint: Checkpoint, info: ModelInfo, budget_seconds: float) -> Plan:
@@ -91,6 +94,7 @@ class _Validation:
         budget: Budget,
         progress: Progress,
         slices: Slices | None,
+        rounded: IntegerSource | None,
     ) -> None:
         self.slices = slices
         self.folder, self.draft, self.checkpoint = folder, draft, checkpoint
@@ -100,6 +104,8 @@ class _Validation:
         self.cross = self.device != draft.target.device
         self.cases: list[CaseEvidence] = []
         self.far: list[str] = []
+        self.quantisation, self.rounded = Quantisation.parse(draft.target.weights), rounded
+        self.rule = as_stored(draft.target.weights, rounded)
         self.followed = 0
 
     def run(self, budget_seconds: float) -> Outcome:
@@ -112,10 +118,17 @@ class _Validation:
             self.compiler.probe.stored_weights(self.folder),
             self.checkpoint,
             single_weights(self.checkpoint),
-            quantisation=Quantisation.parse(self.draft.target.weights),
+            quantisation=self.quantisation,
+            integers=self.rounded,
         )
+        self.rule = self._rule(right=not findings)
         references = run_references(
-            self.checkpoint, tokens, weights=self.draft.target.weights, bf16=plan.bf16_floor, progress=self.progress
+            self.checkpoint,
+            tokens,
+            weights=self.draft.target.weights,
+            rule=self.rule,
+            bf16=plan.bf16_floor,
+            progress=self.progress,
         )
         self._fidelity_and_runtime(plan, tokens, references)
         self._quantisation(plan, references)
@@ -134,11 +147,19 @@ class _Validation:
             coverage=coverage,
         )
         return Outcome(
-            self._verdict(evidence),
+            evidence.verdict(cross=self.cross, budget=self.budget, followed=self.followed),
             evidence,
             golden_cases(self.info, tokens, references),
             golden_budget(self.budget, self.draft.target.weights),
         )
+
+    def _rule(self, *, right: bool) -> WeightRule:
+        """The weights that the artifact should hold: integers as they were made; without those as the artifact holds them where
+        they were found to be right, and else made anew."""
+        source = self.rounded
+        if self.quantisation is not None and source is None and right:
+            source = self.compiler.probe.stored_integers(self.folder)
+        return as_stored(self.draft.target.weights, source)
 
     def _fidelity_and_runtime(self, plan: Plan, tokens: NDArray[np.int64], references: References) -> None:
         """Each case in accuracy mode against the reference, then as `load` runs it against accuracy mode.
@@ -208,7 +229,7 @@ class _Validation:
         mean = self.budget.quantisation_kl if quantised else self.budget.runtime_kl
         worst = self.budget.quantisation_kl_max if quantised else self.budget.runtime_kl_max
         reasons = tuple(judge_loss(figures, mean=mean, worst=worst))
-        if quantised and Quantisation.parse(self.draft.target.weights):
+        if quantised and self.quantisation is not None:
             reasons = tuple(f"{reason}: use smaller groups or int8, or raise --quantisation-budget" for reason in reasons)
         self.cases.append(CaseEvidence(name, question, figures, mean, reasons, plan.edges))
 
@@ -225,7 +246,8 @@ class _Validation:
             self.checkpoint,
             prompt,
             plan.continuation,
-            weights=self.draft.target.weights,
+            rule=self.rule,
+            quantised=self.quantisation is not None,
             tapped=lambda: self._open(options, taps=expert_taps(self.info)),
             budget=self.budget,
         )
@@ -252,7 +274,7 @@ class _Validation:
             return far
         self.progress.stage("follow the router's near-ties", steps=len(failing))
         choices_of = self._chooser(dict(options))
-        reference = Reference(self.checkpoint, weights=as_stored(self.draft.target.weights))
+        reference = Reference(self.checkpoint, weights=self.rule)
         for number in failing:
             case, before = plan.cases[number], self.cases[first + number]
             found = follow(reference, references, case, tokens, choices_of(case, tokens), tolerance=tolerance)
@@ -281,7 +303,7 @@ class _Validation:
         missed = {layer: experts for layer, experts in missed.items() if experts}
         if missed:
             self.progress.stage("experts that no token reached", steps=len(missed))
-        reference = Reference(self.checkpoint, weights=as_stored(self.draft.target.weights))
+        reference = Reference(self.checkpoint, weights=self.rule)
         run = partial(
             examine, self.compiler.probe, self.folder, top_k=self.info.experts_per_token, factor=self.budget.fidelity_factor
         )
@@ -302,7 +324,7 @@ class _Validation:
         if self.slices is not None:
             return [*self.far[:1], "the first difference was not looked for: the artifact was run in slices of its layers"]
         self.progress.stage("find the first difference")
-        rule, factor = as_stored(self.draft.target.weights), self.budget.fidelity_factor
+        rule, factor = self.rule, self.budget.fidelity_factor
         found = locate(self.compiler.probe, self.folder, self.checkpoint, self.info, tokens, rule=rule, factor=factor)
         if coverage is not None:
             coverage.wrong[found.layer, list(found.experts)] = True
@@ -319,24 +341,6 @@ class _Validation:
     def _open(self, options: dict[str, str | int | bool], taps: Sequence[str] = ()) -> Engine:
         target = self.draft.target
         return backend_module(target.backend).open(self.folder, self.draft, self.device, options, taps)
-
-    def _verdict(self, evidence: Evidence) -> Validation:
-        results = tuple(
-            CaseResult(case.name, case.question, not case.reasons, case.figures.finite_summary())  # type: ignore[arg-type]
-            for case in evidence.cases
-        )
-        floors = {"float32 floor": evidence.floor, "bfloat16 floor": evidence.floor_bf16}
-        figures = {name: floor.finite_summary() for name, floor in floors.items() if floor is not None}
-        if evidence.coverage is not None:
-            figures["experts"] = evidence.coverage.figures() | {"near_ties_followed": float(self.followed)}
-        return Validation(
-            level="graph-validated" if self.cross else "device-validated",
-            verdict="fail" if evidence.complaints else "pass",
-            left_out=evidence.left_out,
-            budget=self.budget.as_dict(),
-            cases=results,
-            figures=figures,
-        )
 
     def _nothing(self) -> Outcome:
         left_out = ("everything: the validation budget is 0 s",)

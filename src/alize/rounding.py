@@ -1,0 +1,35 @@
+"""Rounds a checkpoint's matrices to integers, once a build, in the order of the layers; what is there already is not redone."""
+
+from alize.artifact.pieces import Pieces
+from alize.models.checkpoint import Checkpoint
+from alize.models.registry import single_weights
+from alize.optimize.quantisation import Quantisation
+from alize.optimize.round_to_integers import quantised
+from alize.optimize.rounded import Rounded
+from alize.progress import Progress
+
+__all__ = ["round_weights"]
+
+
+def round_weights(checkpoint: Checkpoint, weights: str, pieces: Pieces, *, progress: Progress) -> Rounded | None:
+    """The integers of `checkpoint` as `weights` (int4-g128, ...) has them, those in `pieces` as they are, the others made now.
+    None where `weights` names a float type.
+
+    Each matrix is kept as soon as it is made. Raises CorruptCheckpoint (NaN or infinite weights, a shard that changed
+    meanwhile), UnsupportedModel (a scale beyond float16).
+    """
+    chosen = Quantisation.parse(weights)
+    if chosen is None:
+        return None
+    sources = single_weights(checkpoint)
+    rounded = Rounded.of(sources, chosen, pieces)
+    sizes = {name: checkpoint.tensors[sources[name].sources[0]].size for name in rounded.forms}
+    progress.stage(f"round to int{chosen.bits}", total_bytes=sum(sizes.values()))
+    missing = set(rounded.missing())
+    for name, form in rounded.forms.items():
+        if name in missing:
+            integers = quantised(name, checkpoint.stored(sources[name])[0], form)
+            checkpoint.check_unchanged()  # what was read is what was hashed
+            rounded.put(name, integers)
+        progress.advance(sizes[name])
+    return rounded
