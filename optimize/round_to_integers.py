@@ -6,9 +6,13 @@ store them as float16 or float32 and computes with the same numbers.
 
 Each group is looked at by itself: sums go over a fixed tree of additions, so that a row gives the same integers alone as
 among others, on any number of threads.
+
+Some groups at a time are turned to columns [in/G,n], as many as a core's cache holds: sums over a group are then additions of
+whole rows. Each thread takes every so-manieth of these blocks, which are too small for PyTorch to split over threads of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +27,8 @@ _SMALLEST = 2.0**-24  # of float16; a group of zeros has a scale too
 _GRIDS = {4: [1.0 - step / 32 for step in range(-1, 13)], 8: [1.0 - step / 128 for step in range(-1, 5)]}
 """Scales that are tried, as parts of the one that just reaches the largest value: clipping a few values may serve the rest."""
 _REFINEMENTS = 2
-_BLOCK = 1 << 20  # values rounded together: memory stays bounded, and threads wait for each other rarely
+_BLOCK = 1 << 15  # values rounded together by a thread
+_COLUMNS = 64  # groups that are together at least: a row of fewer is no work for vector instructions
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,6 @@ class Integers:
         zeros = None if self.zero_points is None else self.zero_points[chosen]
         return Integers(self.values[chosen], self.scales[chosen], zeros)
 
-    def part(self, index: int | None) -> "Integers":
-        """One matrix of a stack; itself for None."""
-        if index is None:
-            return self
-        zeros = None if self.zero_points is None else self.zero_points[index]
-        return Integers(self.values[index], self.scales[index], zeros)
-
 
 def quantised(name: str, rows: Tensor, form: Form) -> Integers:
     """Rounds the rows [...,in] of the weight `name`; each on its own.
@@ -63,20 +61,34 @@ def quantised(name: str, rows: Tensor, form: Form) -> Integers:
     Raises CorruptCheckpoint (NaN or infinite values), UnsupportedModel (a scale beyond float16).
     """
     low, _ = form.limits
-    count = rows.shape[-1] // form.group
     groups = rows.reshape(-1, form.group)
     values = torch.empty(groups.shape, dtype=torch.uint8 if low == 0 else torch.int8)
     scales = torch.empty(len(groups), dtype=torch.float16)
     zeros = torch.empty(len(groups), dtype=torch.uint8)
-    step = max(1, _BLOCK // form.group)
-    for start in range(0, len(groups), step):
-        part = slice(start, start + step)
-        block = groups[part].float()
-        scale, zero = _scales(name, block, form)
-        scales[part], zeros[part] = scale[:, 0], zero[:, 0]  # exact: they are values of these types
-        values[part] = _rounded(block, scale, zero, form)
-    shape = (*rows.shape[:-1], count)
+    step = max(_COLUMNS, _BLOCK // form.group)
+
+    def work(starts: range) -> None:
+        for start in starts:
+            part = slice(start, start + step)
+            columns = groups[part].float().t().contiguous()
+            scale, zero = _scales(name, columns, form)
+            scales[part], zeros[part] = scale, zero  # exact: they are values of these types
+            values[part] = _steps(columns, scale, zero, form).add_(zero).t()
+
+    _share(work, len(groups), step)
+    shape = (*rows.shape[:-1], rows.shape[-1] // form.group)
     return Integers(values.reshape(rows.shape), scales.reshape(shape), None if form.symmetric else zeros.reshape(shape))
+
+
+def _share(work: Callable[[range], None], count: int, step: int) -> None:
+    """Lets as many threads as PyTorch uses do the blocks that begin at 0, step, ... below count."""
+    threads = min(torch.get_num_threads(), -(-count // step))
+    if threads < 2:
+        work(range(0, count, step))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, [range(first * step, count, threads * step) for first in range(threads)]):
+            pass
 
 
 def dequantised(integers: Integers) -> Tensor:
@@ -102,10 +114,10 @@ def unpack_nibbles(packed: Tensor, count: int, *, signed: bool) -> Tensor:
     return ((flat ^ 8).view(torch.int8) - 8) if signed else flat
 
 
-def _scales(name: str, groups: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """The scale and the zero point, float32 [n,1], that lose least of the groups [n,in/G]."""
+def _scales(name: str, columns: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """The scale and the zero point, float32 [n], that lose least of the groups [in/G,n]."""
     low, high = form.limits
-    least, most = (edge[:, None] for edge in torch.aminmax(groups, dim=1))
+    least, most = columns.amin(0), columns.amax(0)
     if not (least.isfinite().all() and most.isfinite().all()):
         raise CorruptCheckpoint(
             f"tensor {name} holds NaN or infinite values; the weights are damaged, fetch the checkpoint again"
@@ -118,25 +130,31 @@ def _scales(name: str, groups: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     best, best_zero = torch.zeros_like(reach), torch.zeros_like(reach)
     best_error = torch.full_like(reach, torch.inf)
     candidates = _GRIDS[form.bits]
+    scaled, steps = torch.empty_like(columns), torch.empty_like(columns)
     for number in range(len(candidates) + _REFINEMENTS):
         if number < len(candidates):
             scale = _storable(name, reach * candidates[number])
             zero = torch.zeros_like(reach) if form.symmetric else (-least * candidates[number] / scale).round().clamp(low, high)
         else:
-            steps = _rounded(groups, best, best_zero, form) - best_zero
-            scale = _storable(name, _sum(groups * steps) / _sum(steps * steps).clamp(min=1))
+            _steps(columns, best, best_zero, form, scaled=scaled, out=steps)
+            wanted = _sum(torch.mul(columns, steps, out=scaled))
+            scale = _storable(name, wanted / _sum(torch.mul(steps, steps, out=scaled)).clamp(min=1))
             zero = best_zero
-        error = groups - (_rounded(groups, scale, zero, form) - zero) * scale
-        squares = _sum(error.square_())
+        _steps(columns, scale, zero, form, scaled=scaled, out=steps)
+        squares = _sum(scaled.sub_(steps).square_()) * scale.square()
         better = squares < best_error
         best_error = torch.where(better, squares, best_error)
         best, best_zero = torch.where(better, scale, best), torch.where(better, zero, best_zero)
     return best, best_zero
 
 
-def _rounded(groups: Tensor, scale: Tensor, zero: Tensor, form: Form) -> Tensor:
+def _steps(
+    columns: Tensor, scale: Tensor, zero: Tensor, form: Form, *, scaled: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """How many scales each value of [in/G,n] is away from 0, to the nearest that there is; `scaled` takes it unrounded."""
     low, high = form.limits
-    return (groups / scale).round_().add_(zero).clamp_(low, high)
+    scaled = torch.mul(columns, scale.reciprocal(), out=scaled)
+    return torch.round(scaled, out=out).clamp_(low - zero, high - zero)
 
 
 def _storable(name: str, scale: Tensor) -> Tensor:
@@ -150,11 +168,11 @@ def _storable(name: str, scale: Tensor) -> Tensor:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """[n,m] -> [n,1] by halves: the same additions for a row whatever stands beside it, as no reduction kernel promises."""
-    while x.shape[1] > 1:
-        half = x.shape[1] // 2
-        rest = x[:, 2 * half :]
-        x = x[:, :half] + x[:, half : 2 * half]
-        if rest.shape[1]:
-            x = torch.cat([x, rest], dim=1)
-    return x
+    """[m,n] -> [n] by halves: the same additions for a column whatever stands beside it, as no reduction kernel promises."""
+    while len(x) > 1:
+        half = len(x) // 2
+        rest = x[2 * half :]
+        x = x[:half] + x[half : 2 * half]
+        if len(rest):
+            x = torch.cat([x, rest])
+    return x[0]
