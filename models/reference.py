@@ -27,6 +27,8 @@ from alize.models.routing import Router, Routing
 __all__ = [
     "ALL_ROWS",
     "ROUND_TRIPS",
+    "Bookmark",
+    "Halfway",
     "Mixture",
     "Progress",
     "Reference",
@@ -61,6 +63,25 @@ ROUND_TRIPS: dict[str, torch.dtype | None] = {"source": None, "fp32": None, "fp1
 ALL_ROWS = slice(None)
 ROWS = 512  # positions that go through an MLP together
 HEAD_ROWS = 16384  # rows of the head in memory together
+
+
+@dataclass(frozen=True)
+class Halfway:
+    """Where a run stands behind its first `layers`. hidden: [1,S,M] a sequence.   routed: a list a sequence, one a layer."""
+
+    layers: int
+    hidden: list[Tensor]
+    routed: list[list[Routing]]
+
+
+class Bookmark(Protocol):
+    """Keeps how far a run got, so that another of the same goes on from there."""
+
+    def load(self, layers: int, /) -> Halfway | None:
+        """The last that was saved of a model of so many layers."""
+        ...
+
+    def save(self, halfway: Halfway, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -143,20 +164,25 @@ class Reference:
         positions: Sequence[NDArray[np.int64]] | None = None,
         progress: Progress | None = None,
         follow: Sequence[NDArray[np.int64]] | None = None,
+        bookmark: Bookmark | None = None,
     ) -> ReferenceRun:
         """sequences: int64 [S] each, at positions 0..S-1. positions: for each sequence the positions [n] whose logits are
         returned, in that order; None = all. follow: for each sequence the experts [L,S,top_k] that are used in place of what
-        the routers choose. Raises CorruptCheckpoint (NaN or infinite weights), UnsupportedModel (weights that do not fit in the
-        dtype asked for)."""
+        the routers choose. bookmark: where it goes on from, and is told of each layer. Raises CorruptCheckpoint (NaN or
+        infinite weights), UnsupportedModel (weights that do not fit in the dtype asked for)."""
         report = progress or _silent
         with _arithmetic(split=self._split):
-            hidden = [self._embed(sequence) for sequence in sequences]  # [1,S,M] each
-            routed: list[list[Routing]] = [[] for _ in sequences]
-            report("reference", 0, self.config.num_layers)
-            for index in range(self.config.num_layers):
+            halfway = bookmark.load(self.config.num_layers) if bookmark else None
+            if halfway is None:
+                halfway = Halfway(0, [self._embed(sequence) for sequence in sequences], [[] for _ in sequences])
+            hidden, routed = halfway.hidden, halfway.routed
+            report("reference", halfway.layers, self.config.num_layers)
+            for index in range(halfway.layers, self.config.num_layers):
                 chosen = [None] * len(hidden) if follow is None else [choices[index] for choices in follow]
                 for found, routing in zip(routed, self._advance(index, hidden, chosen), strict=True):
                     found.extend(routing)
+                if bookmark is not None:
+                    bookmark.save(Halfway(index + 1, hidden, routed))
                 report("reference", index + 1, self.config.num_layers)
             if positions is not None:
                 hidden = [states[:, torch.from_numpy(kept)] for states, kept in zip(hidden, positions, strict=True)]

@@ -106,6 +106,7 @@ def build(
             progress=progress,
             slices=expected.slices,
             rounded=rounded,
+            pieces=unfinished.pieces,
         )
         checkpoint.check_unchanged()
         draft = dataclasses.replace(draft, validation=outcome.validation)
@@ -253,6 +254,7 @@ def _key(draft: Manifest) -> dict[str, Any]:
     return {
         "alize": draft.alize,
         "checkpoint": draft.source.sha256,
+        "adapter": draft.source.adapter,
         "target": f"{target.backend} {target.device}",
         "weights": target.weights,
         "options": dict(target.options),

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from alize.artifact.pieces import Pieces
-from alize.build import build
+from alize.building import build
 from alize.compilers import COMPILERS
 from alize.errors import CorruptCheckpoint, OutputError
+from alize.models.reference import Halfway
 from alize.progress import SilentProgress
+from alize.validate.bookmarks import PieceBookmark
 from tests.builds.conftest import BuiltOnce
 from tests.tiny import edit_tensor, tiny_checkpoint
 
@@ -95,6 +97,35 @@ def test_it_goes_on_where_it_stopped(target: str, built: BuiltOnce, interrupter:
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize(("model", "spoilt"), [("windowed", False), ("mixtral", False), ("windowed", True)])
+def test_the_reference_goes_on_behind_its_last_layer(
+    model: str, spoilt: bool, built: BuiltOnce, interrupter: Interrupter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Three runs of three layers: stopped in the second, and validated to the same figures; a spoilt run begins anew."""
+    one, output, saved = built("onnxruntime", model), tmp_path / "out", 0
+    interrupter.left = 4
+    with pytest.raises(KeyboardInterrupt):
+        build(str(one.checkpoint), output=output, target="onnxruntime")
+    interrupter.left = sys.maxsize
+    pieces = sorted((tmp_path / ".out.unfinished" / "pieces").glob("reference-*"))
+    assert sorted(path.suffix for path in pieces) == [".1", ".3"]
+    if spoilt:
+        path = next(path for path in pieces if path.suffix == ".3")
+        path.write_bytes(path.read_bytes()[:-1] + b"\x77")
+    save = PieceBookmark.save
+
+    def counted(bookmark: PieceBookmark, halfway: Halfway) -> None:
+        nonlocal saved
+        saved += 1
+        save(bookmark, halfway)
+
+    monkeypatch.setattr(PieceBookmark, "save", counted)
+    build(str(one.checkpoint), output=output, target="onnxruntime")
+    assert saved == 9 - 4 + 3 * spoilt
+    same(output, one.folder)
+    assert list(tmp_path.iterdir()) == [output]
+
+
 def test_a_changed_piece_and_half_of_one_are_made_again(built: BuiltOnce, interrupter: Interrupter, tmp_path: Path) -> None:
     one, output = built(**options()), tmp_path / "out"
     folder = stopped(interrupter, 9, one.checkpoint, output)
@@ -118,7 +149,7 @@ from alize import cli
 from alize.artifact.pieces import Pieces
 put, end = Pieces.put, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 Pieces.put = lambda pieces, *what: (end if len(pieces) == {after} else put)(pieces, *what)
-importlib.import_module("alize.build").export_hub = end
+importlib.import_module("alize.building").export_hub = end
 cli.main(sys.argv[1:])"""
     words = ["build", str(one.checkpoint), "--target", "onnxruntime", "--weights", "int4", "-o", str(output), "-q"]
     ran = subprocess.run([sys.executable, "-c", script, *words], check=False)

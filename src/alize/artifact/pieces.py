@@ -2,7 +2,7 @@
 
     .NAME.unfinished/       beside the output NAME, for as long as a build of it is not done
         key.json            what is being built, from what, by which versions: a build with another key starts over
-        ledger.jsonl        one line a finished piece: name, size, sha256
+        ledger.jsonl        one line a finished piece: name, size, sha256; or name and null, where one was given up
         pieces/             the pieces; what is in no line of the ledger is the half-written rest of an interruption
 
 Standard library only. A piece counts from the moment that its line is in the ledger, and is hashed before it is used again, so
@@ -71,8 +71,7 @@ class Pieces:
                 size += file.write(part)
         self._entries.pop(name, None)
         half.replace(path)
-        with self._ledger.open("a", encoding="utf-8") as ledger:
-            ledger.write(json.dumps({"name": name, "size": size, "sha256": digest.hexdigest()}) + "\n")
+        self._write({"name": name, "size": size, "sha256": digest.hexdigest()})
         self._entries[name] = (size, digest.hexdigest())
         self._trusted.add(name)
         return path
@@ -85,6 +84,7 @@ class Pieces:
         """Removes a piece, whether it is there or not."""
         self._trusted.discard(name)
         if self._entries.pop(name, None) is not None:
+            self._write({"name": name, "size": None})
             (self._files / name).unlink(missing_ok=True)
 
     def clear(self) -> None:
@@ -92,6 +92,10 @@ class Pieces:
         self._entries.clear()
         self._trusted.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self._ledger.open("a", encoding="utf-8") as ledger:
+            ledger.write(json.dumps(line) + "\n")
 
     def sweep(self) -> None:
         """Removes what no line of the ledger names: the rest of an interruption."""
@@ -175,12 +179,14 @@ class Unfinished:
 
 def _read_ledger(path: Path) -> dict[str, tuple[int, str]]:
     """Size and sha256 by name; a later line replaces an earlier one, and a torn one says nothing."""
-    entries = {}
+    entries: dict[str, tuple[int, str]] = {}
     with contextlib.suppress(OSError):
         for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
-                entries[str(entry["name"])] = (int(entry["size"]), str(entry["sha256"]))
+                entries.pop(entry["name"], None)
+                if entry["size"] is not None:
+                    entries[entry["name"]] = (int(entry["size"]), str(entry["sha256"]))
     return entries
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from alize.artifact.pieces import Pieces
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference, ReferenceRun, WeightRule
 from alize.models.routing import Routing
 from alize.progress import Progress
+from alize.validate.bookmarks import PieceBookmark
 from alize.validate.measure import Figures, measure
 from alize.validate.stored import as_stored
 
@@ -55,18 +57,28 @@ def run_references(
     rule: WeightRule | None = None,
     bf16: bool,
     progress: Progress,
+    pieces: Pieces | None = None,
 ) -> References:
     """tokens: int64 [N]. weights: what the artifact stores (fp32, bf16, int4-g128, ...); rule: how they are had, by default
-    `as_stored`."""
+    `as_stored`. pieces: where each run keeps how far it got, and goes on from."""
     kept, rule = kept_positions(len(tokens)), rule or as_stored(weights)
 
     def run(name: str, reference: Reference, follow: Routing | None = None) -> ReferenceRun:
         progress.stage(name, steps=reference.config.num_layers)
+        followed = [] if follow is None else [follow.experts]
+        done = 0
+
+        def advance(_: str, count: int, __: int) -> None:
+            nonlocal done
+            progress.advance(count - done)
+            done = count
+
         return reference.run(
             [tokens],
             positions=[kept],
-            progress=lambda _, count, __: progress.advance(1 if count else 0),
-            follow=None if follow is None else [follow.experts],
+            progress=advance,
+            follow=followed or None,
+            bookmark=None if pieces is None else PieceBookmark.of(pieces, name, [tokens, *followed]),
         )
 
     plain = run("reference", Reference(checkpoint, weights=rule))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alize.artifact.manifest import Manifest, ModelInfo, Validation
+from alize.artifact.pieces import Pieces
 from alize.compilers import Compiler
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference, WeightRule
@@ -64,16 +65,17 @@ def validate_folder(
     progress: Progress,
     slices: Slices | None = None,
     rounded: IntegerSource | None = None,
+    pieces: Pieces | None = None,
 ) -> Outcome:
     """Runs the reference and the artifact in FOLDER over the cases that the config asks for.
 
     draft: the manifest before it is sealed (model, target and configurations are read). budget_seconds = 0 leaves everything
     out: the verdict is then "partial", which `load` refuses. slices: run the artifact these layers at a time, where all of
     them unpacked would not fit in memory; the greedy continuation is then left out. rounded: the integers that the artifact
-    has to hold; without it they are found from the checkpoint anew, without calibration. Raises what the checkpoint, the
-    engine and the reference raise.
+    has to hold; without it they are found from the checkpoint anew, without calibration. pieces: where the reference keeps how
+    far it got, and goes on from. Raises what the checkpoint, the engine and the reference raise.
     """
-    return _Validation(folder, draft, checkpoint, compiler, budget, progress, slices, rounded).run(budget_seconds)
+    return _Validation(folder, draft, checkpoint, compiler, budget, progress, slices, rounded, pieces).run(budget_seconds)
 
 
 def plan_for(checkpoint: Checkpoint, info: ModelInfo, budget_seconds: float) -> Plan:
@@ -95,8 +97,9 @@ class _Validation:
         progress: Progress,
         slices: Slices | None,
         rounded: IntegerSource | None,
+        pieces: Pieces | None,
     ) -> None:
-        self.slices = slices
+        self.slices, self.pieces = slices, pieces
         self.folder, self.draft, self.checkpoint = folder, draft, checkpoint
         self.compiler, self.budget, self.progress = compiler, budget, progress
         self.info: ModelInfo = draft.model
@@ -129,6 +132,7 @@ class _Validation:
             rule=self.rule,
             bf16=plan.bf16_floor,
             progress=self.progress,
+            pieces=self.pieces,
         )
         self._fidelity_and_runtime(plan, tokens, references)
         self._quantisation(plan, references)
@@ -193,17 +197,11 @@ class _Validation:
             self.progress.advance()
         if references.routing is not None:
             tolerance = np.full(self.info.layers, ROUTER_NEAR_TIE)
-            worst = self.budget.runtime_kl_max
-            self._near_ties(
-                plan,
-                tokens,
-                references,
-                lossy,
-                options,
-                tolerance,
-                lambda figures, mean: judge_loss(figures, mean=mean, worst=worst),
-                self.budget.runtime_kl,
-            )
+
+            def judge(figures: Figures, mean: float) -> list[str]:
+                return judge_loss(figures, mean=mean, worst=self.budget.runtime_kl_max)
+
+            self._near_ties(plan, tokens, references, lossy, options, tolerance, judge, self.budget.runtime_kl)
 
     def _answers(
         self, options: dict[str, str | int | bool], plan: Plan, tokens: NDArray[np.int64], kept: NDArray[np.int64]
