@@ -1,4 +1,4 @@
-"""An output that cannot be written, a disk that fills up, Ctrl-C: one line, its exit code, and nothing left behind."""
+"""An output that cannot be written, a disk that fills up, Ctrl-C: one line, its exit code, and nothing half-made left behind."""
 
 import os
 import resource
@@ -93,7 +93,7 @@ def test_a_forced_build_that_fails_leaves_the_old_artifact(built: BuiltOnce, pla
     with pytest.raises(KeyboardInterrupt):
         build(str(one.checkpoint), output=place / "out", target="onnxruntime", force=True, progress=AtStage("seal", stop))
     load(place / "out", verify="full").close()
-    assert [path.name for path in place.iterdir()] == ["out"]
+    assert sorted(path.name for path in place.iterdir()) == [".out.unfinished", "out"]
 
 
 def test_an_output_that_cannot_be_written(built: BuiltOnce, alize: Alize, place: Path) -> None:
@@ -163,9 +163,10 @@ def test_a_disk_that_fills_up_on_the_command_line(target: str, built: BuiltOnce,
     ("target", "stage"), [*(("openvino", stage) for stage in STAGES), ("onnxruntime", "lower to "), ("onnxruntime", "artifact")]
 )
 def test_ctrl_c_at_any_stage_leaves_nothing(target: str, stage: str, built: BuiltOnce, place: Path) -> None:
-    progress = AtStage(stage, lambda: signal.raise_signal(signal.SIGINT))
+    """Of a build that is not to be resumed; tests/builds/test_resume.py has those that are."""
+    progress, checkpoint = AtStage(stage, lambda: signal.raise_signal(signal.SIGINT)), str(built(target).checkpoint)
     with pytest.raises(KeyboardInterrupt):
-        build(str(built(target).checkpoint), output=place / "deep" / "out", target=target, progress=progress)
+        build(checkpoint, output=place / "deep" / "out", target=target, progress=progress, resume=False)
     assert list(place.iterdir()) == []
 
 
@@ -192,5 +193,8 @@ def test_a_signal_to_a_running_build(
     # CPython ends by the signal itself, which a shell reports as 130, when Ctrl-C met code that was compiled from a string
     # (dataclasses, torch): it remembers that even after the exception was caught.
     assert process.returncode in {code, -number if number == signal.SIGINT else code}, rest
-    assert rest.splitlines()[-1] == f"alize: error: {said}"
-    assert list(place.iterdir()) == []
+    last, kept = rest.splitlines()[-1], [path for path in place.iterdir() if path.name == ".out.unfinished"]
+    assert last.startswith(f"alize: error: {said}")
+    assert list(place.iterdir()) == kept
+    assert (f"is kept in {place / '.out.unfinished'}: the same command goes on from there" in last) is bool(kept)
+    assert bool(kept) or stage != "artifact"

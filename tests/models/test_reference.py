@@ -11,7 +11,7 @@ from torch import Tensor
 from alize.errors import CorruptCheckpoint, UnsupportedModel, UsageError
 from alize.models import reference
 from alize.models.checkpoint import Checkpoint
-from alize.models.reference import Reference, SplitSums
+from alize.models.reference import ALL_ROWS, Reference, Rows, SplitSums
 from tests.models.oracle import Pair, load_oracle, padded_inputs
 from tests.tiny import KINDS, edit_tensor, tiny_checkpoint
 
@@ -125,9 +125,11 @@ def test_round_trip_of_weights(one: Pair, weights: str) -> None:
 
 def test_rule_of_ones_own(one: Pair) -> None:
     rows, names = sequences(6), set()
+    whole = dict(one.ours.state_dict())
 
-    def rule(name: str, stored: Tensor) -> Tensor:
+    def rule(name: str, stored: Tensor, chosen: Rows = ALL_ROWS, /) -> Tensor:
         names.add(name)
+        assert torch.equal(stored.float(), whole[name][chosen].float())
         return stored.float()
 
     found = Reference(Checkpoint.open(one.folder), weights=rule).run(rows).logits[0]
