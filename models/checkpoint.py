@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from alize.errors import CorruptCheckpoint, SourceNotFound, UnsupportedModel
+from alize.models.adapter import Adapter
 from alize.models.multimodal import multimodal_architecture, text_config, text_tensors
 from alize.models.prequantised import KEY, dequantised, take_quantization
 from alize.models.tensor_info import Packed, TensorInfo
 
-__all__ = ["DTYPES", "Checkpoint", "TensorInfo", "Weight", "read_tensors"]
+__all__ = ["DTYPES", "Checkpoint", "TensorInfo", "Weight", "read_header", "read_tensors"]
 
 DTYPES = {  # safetensors' names; other dtypes never hold the weights of a float model
     "F64": torch.float64,
@@ -79,6 +80,7 @@ class Checkpoint:
     Of a multimodal checkpoint `config` and `tensors` are its text model's, named as in a checkpoint of that model alone, and
     `multimodal` is the architecture that was taken apart; else it is None. Of a quantised one `tensors` are its floats, made when
     they are read, `quantization` its quantization_config (not in `config`), and `stored_tensors` what the files hold.
+    `adapter` is what is merged into the tensors when they are read, see `read_adapter.merge_adapter`.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Checkpoint:
         self.tensors = tensors
         self.stored_tensors = tensors
         self.quantization: dict[str, Any] | None = None
+        self.adapter: Adapter | None = None
         self._packed: Mapping[str, Packed] = {}
         self._maps: dict[Path, np.memmap[Any, np.dtype[np.uint8]]] = {}
         self._identity: str | None = None
@@ -113,7 +116,7 @@ class Checkpoint:
             config = text_config(config, tensors)
         checkpoint = cls(folder, config, tensors, multimodal=multimodal)
         checkpoint.quantization = quantization
-        checkpoint.tensors, checkpoint._packed = dequantised(quantization, tensors, checkpoint._view)
+        checkpoint.tensors, checkpoint._packed = dequantised(quantization, tensors, checkpoint.view)
         return checkpoint
 
     @cached_property
@@ -125,16 +128,25 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         """The tensor in its stored dtype, memory-mapped and read-only: no byte is read until it is used, none may be written.
 
-        A quantised one is dequantised, into memory of its own. Raises CorruptCheckpoint for what its format has no number for.
+        A quantised one is dequantised, one that an adapter changes is merged, into memory of its own. Raises CorruptCheckpoint
+        for what its format has no number for, AdapterError for a sum too large for its dtype.
         """
+        return self._merged(name, self._base(name))
+
+    def _merged(self, name: str, stored: Tensor, index: int | None = None) -> Tensor:
+        merge = self.adapter.merges.get(name) if self.adapter is not None else None
+        return stored if merge is None else merge.merged(stored, index)
+
+    def _base(self, name: str) -> Tensor:
         if name in self._packed:
-            return self._packed[name].read(self._view)
+            return self._packed[name].read(self.view)
         info = self.tensors[name]
         if info.dtype not in DTYPES:
             raise UnsupportedModel(f"tensor {name} is {info.dtype}; only {', '.join(DTYPES)} weights can be read")
-        return self._view(info)
+        return self.view(info)
 
-    def _view(self, info: TensorInfo) -> Tensor:
+    def view(self, info: TensorInfo) -> Tensor:
+        """A tensor of a safetensors file as it is stored, mapped and read-only."""
         dtype = (DTYPES | PACKED_DTYPES)[info.dtype]
         data = self._bytes(info)
         if info.start % ITEM_SIZES[info.dtype]:  # written without aligning: torch cannot view it in place
@@ -149,16 +161,17 @@ class Checkpoint:
         return [self._source(weight, name) for name in weight.sources]
 
     def _source(self, weight: Weight, name: str) -> Tensor:
-        part = self.tensor(name)
+        part = self._base(name)
         if weight.index is not None:
             part = part[weight.index]
+        part = self._merged(name, part, weight.index)
         return part if weight.rows is None else part[..., slice(*weight.rows), :]
 
     def read(self, weight: Weight, dtype: torch.dtype) -> Tensor:
         """A parameter in memory of its own: the sources converted to `dtype`, stacked when there are several."""
         first = weight.sources[0]
         if len(weight.sources) == 1:
-            mapped = first not in self._packed
+            mapped = first not in self._packed and (self.adapter is None or first not in self.adapter.merges)
             return self._source(weight, first).to(dtype, copy=mapped, memory_format=torch.contiguous_format)
         stack = torch.empty(weight.shape, dtype=dtype)
         for row, name in zip(stack, weight.sources, strict=True):
@@ -257,7 +270,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     if (folder / INDEX).is_file():
         return _read_sharded(folder)
     if (folder / SINGLE).is_file():
-        return _read_header(folder / SINGLE)
+        return read_header(folder / SINGLE)
     shards = sorted(path.name for path in folder.glob("model*.safetensors"))
     if shards:
         raise CorruptCheckpoint(f"{folder} has {len(shards)} shards ({shards[0]} ...) but no {INDEX}; fetch the index too")
@@ -279,14 +292,14 @@ def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
         if Path(file).name != file or not (folder / file).is_file():
             example = min(name for name, shard in names.items() if shard == file)
             raise CorruptCheckpoint(f"{folder / file}: missing shard, named by {INDEX} (for {example}); fetch it")
-        headers[file] = _read_header(folder / file)
+        headers[file] = read_header(folder / file)
     for name, file in names.items():
         if name not in headers[file]:
             raise CorruptCheckpoint(f"{INDEX} says that {file} holds {name}, which it does not; fetch both files again")
     return {name: headers[file][name] for name, file in names.items()}
 
 
-def _read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path) -> dict[str, TensorInfo]:
     """Parses and checks one safetensors header against the file's size."""
     size = path.stat().st_size
     with path.open("rb") as stream:

@@ -5,7 +5,8 @@
     ├── SourceError                 3           the checkpoint cannot be read
     │   ├── SourceNotFound          3           no such folder, repository or network
     │   ├── CorruptCheckpoint       3           a shard, index or tensor is not what it says it is
-    │   └── UnsupportedModel        3           a model alize cannot express, refused by name
+    │   ├── UnsupportedModel        3           a model alize cannot express, refused by name
+    │   └── AdapterError            3           an adapter that cannot be merged, or not into this checkpoint
     ├── BuildError                  4           the build could not finish; nothing was left behind
     │   ├── ExportFailed            4
     │   ├── LoweringFailed          4           a pass or a fusion did not apply, and why
@@ -28,6 +29,7 @@ limit and the remedy, on one line.
 """
 
 __all__ = [
+    "AdapterError",
     "AlizeError",
     "ArtifactError",
     "BackendUnavailable",
@@ -76,6 +78,10 @@ class CorruptCheckpoint(SourceError):
 
 
 class UnsupportedModel(SourceError):
+    pass
+
+
+class AdapterError(SourceError):
     pass
 
 
