@@ -11,7 +11,7 @@ rounded to that dtype before it is added, too.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -101,6 +101,7 @@ class Adapter:
     tensors: Mapping[str, TensorInfo]
     merges: Mapping[str, Merge]
     view: View
+    _identity: list[str] = field(default_factory=list, compare=False)
 
     @property
     def size(self) -> int:
@@ -110,16 +111,20 @@ class Adapter:
     def sha256(self, *, advance: Callable[[int], object] | None = None) -> str:
         """Identity of settings and tensors, in hex, whatever the folder's name. advance: told the bytes read, tensor by tensor.
 
-        Raises AdapterError naming a tensor that holds NaN or an infinity.
+        Later calls answer from the first. Raises AdapterError naming a tensor that holds NaN or an infinity.
         """
+        if not self._identity:
+            self._identity.append(self._hash(advance or (lambda _: None)))
+        return self._identity[0]
+
+    def _hash(self, advance: Callable[[int], object]) -> str:
         rows = []
         for name, info in sorted(self.tensors.items()):
             values = self.view(info)
             if not _finite(values):
                 raise AdapterError(f"{info.file}: tensor {name} holds NaN or infinite values: the adapter is damaged")
             rows.append([name, info.dtype, list(info.shape), _digest(values)])
-            if advance is not None:
-                advance(info.size)
+            advance(info.size)
         identity = json.dumps([self.settings, rows], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(identity.encode()).hexdigest()
 

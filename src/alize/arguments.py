@@ -106,6 +106,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         "--experts", choices=("apart", "tiled"), help="form of a mixture of experts (default: what suits the device)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")
+    _add_adapter(parser, "PEFT LoRA adapter that is merged into the weights")
     parser.add_argument("--force", action="store_true", help="replace an artifact that is there, once the new one is sealed")
     parser.add_argument(
         "--no-resume", action="store_true", help="start over where a build was interrupted, and keep nothing of this one if it is"
@@ -126,8 +127,13 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     _add_budget(parser)
 
 
+def _add_adapter(parser: argparse.ArgumentParser, help_text: str) -> None:
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help=help_text)
+
+
 def _add_validate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", metavar="SOURCE", help="the checkpoint, for a full comparison (default: the golden replay)")
+    _add_adapter(parser, "the adapter that was merged into it, beside --source")
     _add_budget(parser)
 
 

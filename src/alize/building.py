@@ -17,6 +17,7 @@ from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.models.prequantised import format_name
+from alize.models.read_adapter import merge_adapter
 from alize.models.registry import family_for, single_weights
 from alize.models.session import model_info as info_of
 from alize.optimize.openvino_slices import Slices
@@ -48,6 +49,7 @@ def build(
     weights: str | None = None,
     experts: str | None = None,
     revision: str | None = None,
+    adapter: Path | None = None,
     budget_seconds: float = DEFAULT_BUDGET_SECONDS,
     budget: Budget | None = None,
     quantisation_budget: float | None = None,
@@ -60,8 +62,9 @@ def build(
 ) -> Manifest:
     """Compiles `source` for `target`, validates the result against PyTorch and seals it as the folder `output`.
 
-    source: a Hugging Face checkpoint folder or a hub id (with `revision`). weights: fp32, fp16, bf16, int8 or int4, by default
-    what the checkpoint holds; group_size (128, 64, 32, channel) and asymmetric say how integers are grouped and centred.
+    source: a Hugging Face checkpoint folder or a hub id (with `revision`). adapter: folder of a PEFT LoRA adapter, merged into
+    the weights while they are read. weights: fp32, fp16, bf16, int8 or int4, by default what the checkpoint holds; group_size
+    (128, 64, 32, channel) and asymmetric say how integers are grouped and centred.
     experts: the form that a mixture of experts is lowered to, apart or tiled, by default what suits the device.
     budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it (verdict "partial",
     which `load` refuses). budget: what each kind of difference may be, by default `Budget.for_weights`; quantisation_budget
@@ -74,7 +77,7 @@ def build(
     """
     progress = progress or SilentProgress()
     job = _prepare(
-        source, output, target, device, weights, group_size, asymmetric, revision, budget_seconds, max_memory, progress
+        source, output, target, device, weights, group_size, asymmetric, revision, adapter, budget_seconds, max_memory, progress
     )
     compiler, checkpoint, expected = job.compiler, job.checkpoint, job.estimate
     lowering_options(compiler, model_info(checkpoint), device=device, experts=experts)
@@ -91,6 +94,9 @@ def build(
         progress = record
         progress.stage("hash the checkpoint", total_bytes=sum(tensor.size for tensor in checkpoint.tensors.values()))
         checkpoint.sha256(advance=progress.advance)
+        if checkpoint.adapter is not None:
+            progress.stage("hash the adapter", total_bytes=checkpoint.adapter.size)
+            checkpoint.adapter.sha256(advance=progress.advance)
         draft = draft_manifest(checkpoint, compiler, device=device, weights=job.weights, experts=experts, origin=job.resolved)
         if found := unfinished.begin(_key(draft)):
             progress.note(found)
@@ -132,6 +138,7 @@ def estimate_build(
     device: str = "cpu",
     weights: str | None = None,
     revision: str | None = None,
+    adapter: Path | None = None,
     budget_seconds: float = DEFAULT_BUDGET_SECONDS,
     group_size: str | None = None,
     asymmetric: bool = False,
@@ -143,7 +150,7 @@ def estimate_build(
     """
     progress = progress or SilentProgress()
     return _prepare(
-        source, output, target, device, weights, group_size, asymmetric, revision, budget_seconds, max_memory, progress
+        source, output, target, device, weights, group_size, asymmetric, revision, adapter, budget_seconds, max_memory, progress
     ).estimate
 
 
@@ -168,6 +175,7 @@ def _prepare(
     group_size: str | None,
     asymmetric: bool,
     revision: str | None,
+    adapter: Path | None,
     budget_seconds: float,
     max_memory: int | None,
     progress: Progress,
@@ -179,6 +187,8 @@ def _prepare(
     resolved = resolve(source, revision=revision, progress=reporter(progress))
     checkpoint = Checkpoint.open(resolved.folder)
     info = model_info(checkpoint)
+    if adapter is not None:
+        merge_adapter(checkpoint, adapter)
     asked = None if weights is None else normal_weights(weights, group_size=group_size, asymmetric=asymmetric)
     stored = weights_for(plan, device, asked=asked, stored=stored_as(checkpoint))
     normal_weights(stored, group_size=group_size, asymmetric=asymmetric)  # groups of a float type are refused, asked for or not
@@ -223,6 +233,7 @@ def draft_manifest(
     resolved = origin or Resolved("folder", checkpoint.folder)
     named = resolved.repo or "SOURCE"
     revision = f" --revision {resolved.commit}" if resolved.commit else ""
+    adapter = "" if checkpoint.adapter is None else " --adapter ADAPTER"
     options = lowering_options(compiler, info, device=device, experts=experts)
     quantisation = Quantisation.parse(weights)
     shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
@@ -239,12 +250,13 @@ def draft_manifest(
             family=family.model_type,
             config=dataclasses.asdict(config),
             quantised=None if checkpoint.quantization is None else format_name(checkpoint.quantization),
+            adapter=None if checkpoint.adapter is None else checkpoint.adapter.sha256(),
         ),
         model=info,
         target=Target(compiler.target, device, weights, options, compiler.versions(), (), {}),
         configurations=compiler.plan(device).configurations_for(weights, shapes),
         validation=Validation("device-validated", "partial", (), {}, (), {}),
-        rebuild=f"alize build {named}{revision} --target {compiler.target} --device {device} {chosen} -o FOLDER",
+        rebuild=f"alize build {named}{revision}{adapter} --target {compiler.target} --device {device} {chosen} -o FOLDER",
     )
 
 

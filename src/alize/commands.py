@@ -45,6 +45,7 @@ def _sizing(options: argparse.Namespace) -> dict[str, Any]:
         "target": options.target,
         "device": options.device,
         "revision": options.revision,
+        "adapter": options.adapter,
         "budget_seconds": options.validation_budget,
         "group_size": options.group_size,
         "asymmetric": options.asymmetric,
@@ -68,7 +69,11 @@ def _validate(options: argparse.Namespace, out: TextIO) -> int:
         from alize.validate import validate_artifact
 
         report = validate_artifact(
-            options.artifact, source=options.source, budget_seconds=options.validation_budget, progress=progress
+            options.artifact,
+            source=options.source,
+            adapter=options.adapter,
+            budget_seconds=options.validation_budget,
+            progress=progress,
         )
     _write(out, report, describe_report(report), options)
     return verdict_code(report)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from alize.artifact.manifest import ModelInfo
-from alize.models.checkpoint import Checkpoint
+from alize.models.adapter import BLOCK
+from alize.models.checkpoint import ITEM_SIZES, Checkpoint
 from alize.models.reference import HEAD_ROWS, ROWS
 from alize.models.registry import family_for, single_weights
 from alize.optimize.quantisation import Quantisation
@@ -66,7 +67,7 @@ class Model:
 
     layer: of the largest layer.   matrix: of its largest matrix, one expert's for itself.   active: what a token is multiplied
     with.   inner: width of the MLP.   read_bytes: of the checkpoint.   parameters: all.   stored_bytes, largest_bytes: of all
-    weights and of the largest one in the artifact.
+    weights and of the largest one in the artifact.   merging: what an adapter adds.
     """
 
     info: ModelInfo
@@ -82,6 +83,7 @@ class Model:
     parameters: int
     stored_bytes: int
     largest_bytes: int
+    merging: "Merging"
 
     @staticmethod
     def of(checkpoint: Checkpoint, info: ModelInfo, *, target: str, weights: str) -> "Model":
@@ -111,7 +113,39 @@ class Model:
             parameters=sum(counts.values()),
             stored_bytes=sum(stored),
             largest_bytes=max(stored),
+            merging=Merging.of(checkpoint),
         )
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Of merging an adapter, all 0 where there is none.
+
+    memory: bytes of the largest merged matrix, and of a block of its product.   changed: parameters that it changes.
+    products: floating point operations of making each product once.   read_bytes: of the adapter.
+    """
+
+    memory: int
+    changed: int
+    products: int
+    read_bytes: int
+
+    @staticmethod
+    def of(checkpoint: Checkpoint) -> "Merging":
+        """From the headers of the checkpoint and of its adapter."""
+        adapter = checkpoint.adapter
+        if adapter is None:
+            return Merging(0, 0, 0, 0)
+        infos = {name: checkpoint.tensors[name] for name in adapter.merges}
+        largest = max(math.prod(info.shape[-2:]) * ITEM_SIZES[info.dtype] for info in infos.values())
+        changed = {name: math.prod(info.shape) for name, info in infos.items()}
+        ranks = {name: max((one.rank for one in merge.products), default=0) for name, merge in adapter.merges.items()}
+        products = sum(2 * ranks[name] * count for name, count in changed.items())
+        return Merging(largest + 2 * 4 * BLOCK, sum(changed.values()), products, adapter.size)
+
+    def seconds(self, speed: "Speed") -> float:
+        """Of merging everything once: its product is made, added and looked through."""
+        return self.products / speed.multiplied + 5 * 4 * self.changed / speed.copied
 
 
 def stored_bytes(name: str, shape: tuple[int, ...], weights: str) -> int:
@@ -135,7 +169,7 @@ def build_memory(model: Model, plan: Plan) -> int:
     logits = 4 * len(kept_positions(plan.length)) * info.vocab_size
     head = 6 * min(HEAD_ROWS, info.vocab_size) * info.hidden_size + 2 * logits
     copied = COPIED[model.target] * model.largest_bytes
-    return PROCESS + int(max(copied, WORKING + logits + max(layer, head)))
+    return PROCESS + model.merging.memory + int(max(copied, WORKING + logits + max(layer, head)))
 
 
 def run_memory(model: Model, plan: Plan, layers: int) -> int:
@@ -155,19 +189,21 @@ def seconds(model: Model, plan: Plan, speed: "Speed") -> tuple[float, float]:
     whole = 4 * (model.info.layers * model.layer + model.head)  # bytes in float32
     opened = OPENED * whole / speed.copied
     rounded = ROUNDED * model.parameters if Quantisation.parse(model.weights) else 0.0
+    merged = model.merging.seconds(speed)
     building = (
         (model.read_bytes + model.stored_bytes) / min(speed.hashed, DISK) + FIXED + model.info.layers * TRACED_LAYER + opened
     )
     building += model.read_bytes / speed.copied + (1 + SCRATCH[model.target]) * model.stored_bytes / DISK + rounded
+    building += merged + model.merging.read_bytes / min(speed.hashed, DISK)
     if not plan.cases:
         return building, 0.0
     passes = 3 if plan.bf16_floor else 2
-    reference = passes * (2 * model.active * plan.length / speed.multiplied + 1.5 * whole / speed.copied + rounded)
+    reference = passes * (2 * model.active * plan.length / speed.multiplied + 1.5 * whole / speed.copied + rounded + merged)
     tokens, steps = sum(case.tokens for case in plan.cases), sum(1 + len(case.steps) for case in plan.cases)
     step = 4 * model.active / (BANDWIDTH * speed.copied)
     own = 2 * (2 * model.active * tokens / speed.multiplied + step * steps + opened)
     own += plan.continuation * step + (opened if plan.continuation else 0.0)
-    return building, reference + own + 2 * model.stored_bytes / speed.copied + rounded
+    return building, reference + own + 2 * model.stored_bytes / speed.copied + rounded + merged
 
 
 @dataclass(frozen=True)

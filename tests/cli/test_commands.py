@@ -42,6 +42,7 @@ def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any,
     calls = stand_in("alize.building", "build", lambda _: read(artifact))
     words = ["--target", "onnxruntime", "--weights", "int8", "--revision", "v0.1", "--validation-budget", "7", "--force"]
     words += ["--group-size", "64", "--asymmetric", "--quantisation-budget", "0.25", "--experts", "apart", "--max-memory", "8GB"]
+    words += ["--adapter", "an/adapter"]
     ran = alize("build", "org/name", "-o", tmp_path / "out", "--device", "gpu", *words)
     assert ran.code == 0
     assert calls == [
@@ -54,6 +55,7 @@ def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any,
                 "weights": "int8",
                 "experts": "apart",
                 "revision": "v0.1",
+                "adapter": Path("an/adapter"),
                 "budget_seconds": 7.0,
                 "quantisation_budget": 0.25,
                 "group_size": "64",
@@ -142,10 +144,10 @@ def report(verdict: str, **more: Any) -> dict[str, Any]:
 
 def test_validate_hands_on_its_options(alize: Alize, stand_in: Any) -> None:
     calls = stand_in("alize.validate", "validate_artifact", lambda _: report("pass"))
-    ran = alize("validate", "a", "--source", "org/name", "--validation-budget", 3)
+    ran = alize("validate", "a", "--source", "org/name", "--adapter", "b", "--validation-budget", 3)
     assert ran.code == 0
     assert ran.out == "verdict  pass (device-validated)\n  W+1  compile fidelity  pass  kl_max 1e-07\n"
-    assert calls == [((Path("a"),), {"source": "org/name", "budget_seconds": 3.0})]
+    assert calls == [((Path("a"),), {"source": "org/name", "adapter": Path("b"), "budget_seconds": 3.0})]
     assert alize("validate", "a", "--json").json == report("pass")
 
 

@@ -4,24 +4,32 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from alize.artifact import read, verify
-from alize.errors import SourceError
+from alize.artifact import Manifest, read, verify
+from alize.errors import SourceError, UsageError
 from alize.progress import Progress, SilentProgress, reporter
 
 __all__ = ["validate_artifact"]
 
 
 def validate_artifact(
-    artifact: Path, *, source: str | None = None, budget_seconds: float, progress: Progress | None = None
+    artifact: Path,
+    *,
+    source: str | None = None,
+    adapter: Path | None = None,
+    budget_seconds: float,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Validates a sealed artifact again, here, and records the verdict for this device. The artifact is not written to.
 
     Without `source` the golden prompts are replayed (numpy only). With the checkpoint that it was built from, everything that
-    `build` measures is measured anew. Every file is hashed first. Returns verdict, level, left_out, cases and figures, and
-    with a source the findings. Raises ArtifactError, SourceError, BackendUnavailable.
+    `build` measures is measured anew; adapter: the one that was merged into that checkpoint. Every file is hashed first. Returns
+    verdict, level, left_out, cases and figures, and with a source the findings. Raises ArtifactError, SourceError, UsageError,
+    BackendUnavailable.
     """
     progress = progress or SilentProgress()
     if source is None:
+        if adapter is not None:
+            raise UsageError(f"--adapter {adapter} is compared together with the checkpoint only: give --source too")
         return _replay(artifact, progress)
     from alize.compilers import compiler_for
     from alize.models.checkpoint import Checkpoint
@@ -38,6 +46,7 @@ def validate_artifact(
             f"{source} is not the checkpoint that {artifact} was built from: its sha256 is {checkpoint.sha256()[:12]}..., "
             f"the manifest says {manifest.source.sha256[:12]}...; give that one"
         )
+    _merge(checkpoint, adapter, artifact, manifest)
     budget = Budget(**manifest.validation.budget) if manifest.validation.budget else Budget.for_weights(manifest.target.weights)
     outcome = validate_folder(
         artifact,
@@ -50,6 +59,24 @@ def validate_artifact(
     )
     _record(manifest, outcome.validation.verdict)
     return {**dataclasses.asdict(outcome.validation), "findings": list(outcome.evidence.complaints)}
+
+
+def _merge(checkpoint: Any, adapter: Path | None, artifact: Path, manifest: Manifest) -> None:
+    """Merges the adapter, which has to be the one that the artifact was built with, or none."""
+    from alize.models.read_adapter import merge_adapter
+
+    built_with = manifest.source.adapter
+    if adapter is None:
+        if built_with is not None:
+            raise UsageError(f"{artifact} was built with an adapter (sha256 {built_with[:12]}...): give it with --adapter")
+        return
+    found = merge_adapter(checkpoint, adapter).sha256()
+    if found != built_with:
+        said = "none" if built_with is None else f"sha256 {built_with[:12]}..."
+        raise SourceError(
+            f"{adapter} is not the adapter that {artifact} was built with: "
+            f"its sha256 is {found[:12]}..., the manifest says {said}; give that one"
+        )
 
 
 def _replay(artifact: Path, progress: Progress) -> dict[str, Any]:
