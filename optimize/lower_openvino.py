@@ -23,6 +23,7 @@ from alize.optimize.openvino_structure import (
     execution_kinds,
     execution_layers,
     mask_windows,
+    norms_of_ones,
     one_line,
     paged_windows,
 )
@@ -115,9 +116,9 @@ def check_structure(
             raise LoweringFailed(f"layer {layer}: the mask's window is {found.get(layer)}, the model's is {window}")
     form = form_of(options, experts=bool(info.experts))
     kinds, phases = _look(path, info, slices or ((0, info.layers),), counted=form == "apart")
-    nodes = execution_layers(kinds)
+    nodes, ones = execution_layers(kinds), norms_of_ones(path)
     for layer in range(len(windows)):
-        missing = [part for part, layers in nodes.items() if layer not in layers]
+        missing = [part for part, layers in nodes.items() if layer not in layers and layer not in ones.get(part, ())]
         if missing:
             raise LoweringFailed(f"layer {layer}: no fused {' and no fused '.join(missing)} in the compiled graph")
     paged = paged_windows(path)
@@ -128,6 +129,7 @@ def check_structure(
         "fused_attention_nodes": len(nodes["stateful attention"]),
         "rotary_nodes": len(nodes["RoPE of the query"]) + len(nodes["RoPE of the key"]),
         "norm_nodes": len(nodes["RMS before attention"]) + len(nodes["RMS before the MLP"]),
+        **({"norms_of_ones": unscaled} if (unscaled := sum(map(len, ones.values()))) else {}),
         "paged_attention_windows": sorted(set(paged)),
         "windows": list(windows),
         **({"experts": _check_experts(phases, kinds, info, form)} if form else {}),

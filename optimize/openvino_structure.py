@@ -11,7 +11,7 @@ import numpy as np
 from alize.errors import LoweringFailed
 from alize.optimize.openvino_slices import cut_layers
 
-__all__ = ["compile_ir", "execution_kinds", "execution_layers", "mask_windows", "one_line", "paged_windows"]
+__all__ = ["compile_ir", "execution_kinds", "execution_layers", "mask_windows", "norms_of_ones", "one_line", "paged_windows"]
 
 _LAYER = re.compile(r"layers\.(\d+)\.self_attn")
 _PARTS = {  # what each layer must have in the compiled graph: operator, the name that the hub gave the node
@@ -126,6 +126,29 @@ def execution_layers(kinds: dict[str, str]) -> dict[str, set[int]]:
         name = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
         layers[part] = {int(match[1]) for found, kind in kinds.items() if kind == expected and (match := name.fullmatch(found))}
     return layers
+
+
+def norms_of_ones(path: Path) -> dict[str, set[int]]:
+    """Part of a layer -> the layers whose norm there multiplies with nothing but ones.
+
+    The engine leaves that multiplication out, and its fused norm is made of a multiplication only (OpenVINO 2026.4).
+    """
+    import openvino
+
+    norms = {part: name for part, (kind, name) in _PARTS.items() if kind == "RMS"}
+    patterns = {part: re.compile(re.escape(name).replace(r"\{\}", r"(\d+)")) for part, name in norms.items()}
+    found: dict[str, set[int]] = {part: set() for part in norms}
+    for node in openvino.Core().read_model(path).get_ordered_ops():
+        for part, pattern in patterns.items():
+            if (match := pattern.fullmatch(node.get_friendly_name())) and _multiplies_with_ones(node):
+                found[part].add(int(match[1]))
+    return found
+
+
+def _multiplies_with_ones(node: Any) -> bool:
+    factors = [value.get_node() for value in node.input_values()]
+    constants = [factor for factor in factors if factor.get_type_name() == "Constant"]
+    return node.get_type_name() == "Multiply" and any(bool((constant.get_data() == 1).all()) for constant in constants)
 
 
 def _is_stateful(node: Any) -> bool:

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from alize.errors import LoweringFailed
 from alize.export.hub import export_hub
+from alize.models.checkpoint import Checkpoint
 from alize.optimize import lower_onnxruntime, lower_openvino, openvino_attention, openvino_stateful
 from alize.optimize.openvino_structure import compile_ir, execution_kinds, execution_layers, mask_windows, paged_windows
 from alize.optimize.passes import Pass, attentions, drop_functions
 from alize.optimize.rotary_before_split import rotary_before_split
 from tests.export.hubs import Tiny, make_tiny
 from tests.optimize.lowered import LOWERINGS, lower
+from tests.tiny import edit_tensor
 
 W, H, K, D, M = 6, 4, 2, 8, 32
 WINDOWS = (W, W)
@@ -190,6 +193,25 @@ def test_each_question_by_itself(tiny: Tiny, tmp_path: Path) -> None:
         "RMS before the MLP",
     }
     assert set(map(frozenset, layers.values())) == {frozenset({0, 1})}
+
+
+@pytest.mark.parametrize(
+    ("ones", "counts"),
+    [("layernorm", (0, 4)), ("layers.1.post_attention_layernorm", (3, 1)), ("layers.0.input_layernorm", (3, 1))],
+)
+def test_norms_of_ones_need_not_be_fused(ones: str, counts: tuple[int, int], tmp_path: Path, monkeypatch: Patch) -> None:
+    """The engine leaves the multiplication out, and then knows no norm; any other that is not fused is still named."""
+    tiny = make_tiny(tmp_path / "model", window=W, layers=2, dtype="bfloat16")
+    for name in [name for name in Checkpoint.open(tmp_path / "model").tensors if f"{ones}." in name]:
+        edit_tensor(tmp_path / "model", name, torch.ones(M, dtype=torch.bfloat16))
+    lower(tiny, "openvino", tmp_path / "out")
+    structure = lower_openvino.check_structure(tmp_path / "out", tiny.info(), {})
+    assert (structure["norm_nodes"], structure["norms_of_ones"]) == counts
+    if ones == "layers.0.input_layernorm":
+        norm_by_sums(monkeypatch)
+        lower(tiny, "openvino", tmp_path / "again")
+        with pytest.raises(LoweringFailed, match=r"^layer 1: no fused RMS before the MLP in the compiled graph"):
+            lower_openvino.check_structure(tmp_path / "again", tiny.info(), {})
 
 
 def test_an_attention_that_the_paged_pass_does_not_know(tiny: Tiny, tmp_path: Path, monkeypatch: Patch) -> None:
