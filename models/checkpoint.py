@@ -190,6 +190,11 @@ class Checkpoint:
                     "the weights are damaged, fetch the checkpoint again"
                 )
 
+    def merge(self, adapter: Adapter) -> None:
+        """From here on tensors are read merged with `adapter`, whose files are watched like the shards."""
+        self.adapter = adapter
+        self._opened |= {file: _stat(file) for file in sorted({info.file for info in adapter.tensors.values()})}
+
     def check_unchanged(self) -> None:
         """Raises CorruptCheckpoint where a shard is no longer the file that was opened: what was read of it is not to be used."""
         for file, before in self._opened.items():

@@ -48,7 +48,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Adapter:
     tensors = _tensors(folder)
     reader = _Reader(checkpoint, folder, config, tensors, single_weights(checkpoint))
     adapter = Adapter(config.settings, tensors, reader.merges(), checkpoint.view)
-    checkpoint.adapter = adapter
+    checkpoint.merge(adapter)
     return adapter
 
 

@@ -1,6 +1,7 @@
 """Builds with an adapter: the artifact is that of a checkpoint which holds the merged weights, and says what it is made of."""
 
 import dataclasses
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -14,13 +15,14 @@ from alize import cli
 from alize.arguments import parse
 from alize.building import build, estimate_build
 from alize.compilers import COMPILERS
-from alize.errors import AdapterError
+from alize.errors import AdapterError, CorruptCheckpoint
 from alize.models import adapter as adapter_module
 from alize.models.checkpoint import Checkpoint
 from alize.models.read_adapter import merge_adapter
+from alize.progress import SilentProgress
 from alize.validate.judge import Budget
 from tests.builds.conftest import WINDOW, Alize
-from tests.models.adapters import ATTENTION, edit_tensors, make_adapter
+from tests.models.adapters import ATTENTION, TENSORS, edit_tensors, make_adapter
 from tests.tiny import tiny_checkpoint
 
 GENEROUS = Budget(quantisation_kl=1e3, quantisation_kl_max=1e3, runtime_kl=1e3, runtime_kl_max=1e3)
@@ -90,6 +92,26 @@ def test_nothing_is_left_of_a_build_with_a_damaged_adapter(made: Made, tmp_path:
     edit_tensors(damaged, lambda tensors: next(iter(tensors.values()))[0].fill_(torch.nan))
     with pytest.raises(AdapterError, match=r"lora_A\.weight holds NaN"):
         build(str(made.base), adapter=damaged, output=tmp_path / "out" / "a", target="onnxruntime", budget_seconds=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_changes_under_the_build(made: Made, tmp_path: Path) -> None:
+    adapter = shutil.copytree(made.adapter, tmp_path / "adapter")
+
+    class Meanwhile(SilentProgress):
+        def stage(self, name: str, *, total_bytes: int | None = None, steps: int | None = None) -> None:
+            if name == "companions":
+                os.utime(adapter / TENSORS)
+
+    with pytest.raises(CorruptCheckpoint, match=f"{TENSORS}: changed while it was read"):
+        build(
+            str(made.base),
+            adapter=adapter,
+            output=tmp_path / "out" / "a",
+            target="onnxruntime",
+            budget_seconds=0,
+            progress=Meanwhile(),
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -1,21 +1,29 @@
 """A checkpoint that is damaged or cannot be expressed: one line that names it, exit code 3, and nothing left behind."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from alize.building import build
+from alize.compilers import COMPILERS
 from alize.models.checkpoint import Checkpoint
+from alize.validate.judge import Budget
 from tests.builds.conftest import Alize
 from tests.tiny import edit_config, edit_tensor, tiny_checkpoint, write_json
 
 SHARD = "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
 DOWN = "model.layers.2.mlp.down_proj.weight"  # in the second shard
+MATRIX = "model.layers.1.mlp.up_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"
 UNSAID = "NaN in the embedding of a token that nobody says"
+GENEROUS = Budget(quantisation_kl=1e3, quantisation_kl_max=1e3, runtime_kl=1e3, runtime_kl_max=1e3)
+
+each_target = pytest.mark.parametrize("target", COMPILERS)
 
 
 def tensor(folder: Path, name: str) -> torch.Tensor:
@@ -206,6 +214,30 @@ def test_weights_that_overflow_are_refused_by_name(refused: Callable[..., str], 
     put(checkpoint, EMBEDDING, (319, 0), 1e5)
     line = refused(checkpoint, "--target", "onnxruntime", "--weights", "fp16")
     assert f"{EMBEDDING} does not fit in torch.float16: a value overflows; use --weights bf16 or fp32" in line
+
+
+@each_target
+def test_integers_of_weights_that_are_none_are_refused_by_name(target: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    """A scale beyond float16, and a value that is no number, in a weight that is rounded."""
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", window=6)
+    put(checkpoint, MATRIX, (3, 5), 6e6)
+    line = refused(checkpoint, "--target", target, "--weights", "int4")
+    assert line.startswith(f"{MATRIX} needs a scale of ") and "float16 ends at 65504: use --weights bf16 or fp32" in line
+    put(checkpoint, MATRIX, (3, 5), torch.nan)
+    shutil.rmtree(tmp_path / "place")
+    line = refused(checkpoint, "--target", target, "--weights", "int4")
+    assert f"tensor {MATRIX} holds" in line and "fetch the checkpoint again" in line
+
+
+@pytest.mark.parametrize(("target", "weights"), [("openvino", "int4"), ("onnxruntime", "int8")])
+def test_zeros_and_denormals_are_rounded_like_any_other(target: str, weights: str, tmp_path: Path) -> None:
+    """A group of zeros, one of float32's denormals, and one whose scale is a denormal of float16: all are what the reference
+    rounds them to."""
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", window=6)
+    for row, value in enumerate((0.0, 1e-41, 2e-6, -3e-7)):
+        put(checkpoint, MATRIX, (row,), value)
+    manifest = build(str(checkpoint), output=tmp_path / "out", target=target, weights=weights, group_size="32", budget=GENEROUS)
+    assert manifest.validation.verdict == "pass"
 
 
 @pytest.mark.parametrize("source", ["nowhere/at/all", ""])
