@@ -29,7 +29,7 @@ class StreamedWeight(ir.LazyTensor):
     """An initialiser that makes its values anew each time it is asked, and keeps nothing.
 
     load: reads the mapped shards and converts; called once for each time that the tensor is written out.
-    parts: of a stack [E,...] its matrices, each a weight of its own.
+    parts: of a stack [E,...] its matrices, of two above each other both, each a weight of its own [out,in].
     """
 
     def __init__(
@@ -53,12 +53,22 @@ class StreamedWeight(ir.LazyTensor):
         parts = tuple(part.to(dtype) for part in self.parts)
         return StreamedWeight(lambda: self.load().to(dtype), dtype=dtype, shape=sizes, name=str(self.name), parts=parts)
 
+    def above(self, other: "StreamedWeight", name: str) -> "StreamedWeight":
+        """This weight's rows and then the other's, as one weight [out of both,in]."""
+        (rows, columns), (more, _), mine, others = self.shape.numpy(), other.shape.numpy(), self.load, other.load
+        dtype = next(torch_dtype for torch_dtype, onnx_dtype in ONNX_DTYPES.items() if onnx_dtype == self.dtype)
+        return StreamedWeight(
+            lambda: torch.cat((mine(), others())), dtype=dtype, shape=(rows + more, columns), name=name, parts=(self, other)
+        )
+
     def transposed(self, name: str) -> "StreamedWeight":
         """[out,in] -> [in,out], stored row by row under another name."""
         rows, columns = self.shape.numpy()
         dtype = next(torch_dtype for torch_dtype, onnx_dtype in ONNX_DTYPES.items() if onnx_dtype == self.dtype)
         load = self.load
-        return StreamedWeight(lambda: torch.t(load()).contiguous(), dtype=dtype, shape=(columns, rows), name=name)
+        return StreamedWeight(
+            lambda: torch.t(load()).contiguous(), dtype=dtype, shape=(columns, rows), name=name, parts=self.parts
+        )
 
 
 def attach_weights(model: ir.Model, checkpoint: Checkpoint, weights: Mapping[str, Weight]) -> None:

@@ -1,15 +1,36 @@
 """What the forms of SparseMoE have in common: finding the nodes, taking their weights apart, writing standard operators."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
+import torch
 
 from alize.errors import LoweringFailed
 from alize.export.weights import StreamedWeight
+from alize.optimize.round_to_integers import Integers
 
-__all__ = ["PARTS", "Writer", "experts_of", "linear", "replace_output", "sparse_moes", "stacks", "top_k_of"]
+__all__ = [
+    "APART",
+    "PARTS",
+    "Writer",
+    "apart_matrices",
+    "experts_of",
+    "linear",
+    "matrices_in",
+    "replace_output",
+    "single_matrices",
+    "sparse_moes",
+    "stacks",
+    "top_k_of",
+]
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
+APART = ("gate_up_proj", "down_proj")
+"""What is multiplied with where the experts are apart: gate and up of an expert are one matrix [2*I,M], the gate's rows first."""
+
+_GATE_UP = re.compile(r"(model\.layers\.\d+\.mlp\.experts\.\d+)\.gate_up_proj\.weight")
 
 
 def sparse_moes(model: ir.Model) -> list[ir.Node]:
@@ -41,6 +62,33 @@ def stacks(node: ir.Node) -> dict[str, tuple[ir.Value, StreamedWeight]]:
             raise LoweringFailed(f"{node.name}: its {part} does not come from the checkpoint: the graph was lowered before")
         found[part] = (source, weight)
     return found
+
+
+def apart_matrices(weights: dict[str, tuple[ir.Value, StreamedWeight]]) -> dict[str, tuple[StreamedWeight, ...]]:
+    """Of each of APART the matrices of all experts, from `stacks`."""
+    gate_up, down = APART
+    both = zip(weights["gate_proj"][1].parts, weights["up_proj"][1].parts, strict=True)
+    return {
+        gate_up: tuple(gate.above(up, str(gate.name).replace("gate_proj", gate_up)) for gate, up in both),
+        down: weights["down_proj"][1].parts,
+    }
+
+
+def matrices_in(name: str, rows: int) -> list[tuple[str, slice]]:
+    """The model's matrices in a stored one of so many rows, by their names: gate and up of an expert where both are one, else
+    itself."""
+    match = _GATE_UP.fullmatch(name)
+    if match is None:
+        return [(name, slice(None))]
+    gate, up, _ = (f"{match[1]}.{part}.weight" for part in PARTS)
+    return [(gate, slice(rows // 2)), (up, slice(rows // 2, None))]
+
+
+def single_matrices(name: str, values: torch.Tensor | Integers) -> Iterator[tuple[str, torch.Tensor | Integers]]:
+    """The same with their values, from those of the stored one [out,in]."""
+    rows = len(values.values if isinstance(values, Integers) else values)
+    for single, part in matrices_in(name, rows):
+        yield single, values.rows(part) if isinstance(values, Integers) else values[part]
 
 
 @dataclass

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import ModelInfo
 from alize.errors import LoweringFailed
-from alize.optimize.expert_nodes import PARTS
+from alize.optimize.expert_nodes import APART
 
 __all__ = ["PREFILL", "Experts", "Phase", "by_layer", "check_phases", "chosen_experts", "probe_token"]
 
@@ -22,8 +22,8 @@ PREFILL = 16
 """Tokens of the prefill that is looked at. All are the same token: then attention gives each the same (a mean of equal
 values, whatever the positions), the router chooses top_k experts a layer, and any other that ran is conspicuous."""
 
-Experts = Mapping[int, Mapping[str, set[int]]]  # layer -> gate_proj, up_proj, down_proj -> experts
-_NAME = re.compile(rf"layers\.(\d+)\.experts\.(\d+)\.({'|'.join(PARTS)})")
+Experts = Mapping[int, Mapping[str, set[int]]]  # layer -> part, of APART -> experts
+_NAME = re.compile(rf"layers\.(\d+)\.experts\.(\d+)\.({'|'.join(APART)})")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Phase:
 
 def by_layer(names: Iterable[str], layers: int) -> dict[int, dict[str, set[int]]]:
     """Sorts the names of matrix multiplications; other names are left out."""
-    found: dict[int, dict[str, set[int]]] = {layer: {part: set() for part in PARTS} for layer in range(layers)}
+    found: dict[int, dict[str, set[int]]] = {layer: {part: set() for part in APART} for layer in range(layers)}
     for name in names:
         match = _NAME.fullmatch(name)
         if match and int(match[1]) < layers:
@@ -95,7 +95,7 @@ def _check(phase: Phase, layer: int) -> None:
 def _counts(phase: Phase, info: ModelInfo) -> dict[str, int]:
     return {
         "tokens": phase.tokens,
-        "experts_executed": sum(len(parts[PARTS[0]]) for parts in phase.executed.values()),
+        "experts_executed": sum(len(parts[APART[0]]) for parts in phase.executed.values()),
         "experts_reachable": info.layers * info.experts,
     }
 

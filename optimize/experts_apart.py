@@ -5,12 +5,13 @@ each expert multiplies its own, and the answers go back to their tokens:
 
     experts [T,k] = TopK(logits)    weights [T,k] = Softmax(of these)       T = B*S rows, k = top_k
     order [T*k] = argsort(experts)  place [T*k] = argsort(order), its inverse
-    Split(Gather(rows, order / k), how often each expert was chosen) -> MatMul by gate_proj and up_proj of each
-    Concat -> silu(gate) * up, once for all -> Split -> MatMul by down_proj of each
+    Split(Gather(rows, order / k), how often each expert was chosen) -> MatMul by gate_up_proj of each, [2*I,M]
+    Concat -> Split into gate and up -> silu(gate) * up, once for all -> Split -> MatMul by down_proj of each
     Concat -> Gather(place) -> [T,k,M], weighted, summed over k
 
 An expert that nobody chose gets 0 rows: both engines skip such a multiplication, and check_structure holds them to it.
-Weights are matrices of their own, so they are stored, transposed and quantised like any other. The order within an expert's
+Weights are matrices of their own, so they are stored, transposed and quantised like any other; gate and up of an expert are one:
+they multiply the same rows, and a multiplication costs when it is skipped, too. The order within an expert's
 rows does not matter. Sorting by TopK costs one node where cumulative sums cost several: at one token it is nodes that cost.
 """
 
@@ -19,7 +20,17 @@ from onnx_ir.passes import common
 
 from alize.errors import LoweringFailed
 from alize.export.weights import StreamedWeight
-from alize.optimize.expert_nodes import PARTS, Writer, experts_of, linear, replace_output, sparse_moes, stacks, top_k_of
+from alize.optimize.expert_nodes import (
+    APART,
+    Writer,
+    apart_matrices,
+    experts_of,
+    linear,
+    replace_output,
+    sparse_moes,
+    stacks,
+    top_k_of,
+)
 
 __all__ = ["experts_apart"]
 
@@ -32,7 +43,7 @@ def experts_apart(model: ir.Model) -> int:
     shared = _shared(graph, nodes[0])
     for node in nodes:
         weights = stacks(node)
-        _replace(Writer(graph, node), node, shared, {part: weight.parts for part, (_, weight) in weights.items()})
+        _replace(Writer(graph, node), node, shared, apart_matrices(weights))
         _drop_stacks(graph, [value for value, _ in weights.values()])
     common.TopologicalSortPass()(model)
     return len(nodes)
@@ -115,6 +126,7 @@ def _swiglu(
     write: Writer, rows: ir.Value, counts: ir.Value, weights: dict[str, tuple[StreamedWeight, ...]], layer: str
 ) -> ir.Value:
     """rows [T*k,M], sorted by expert -> answers [T*k,M] in the same order."""
+    gate_up, down = APART
 
     def multiply(whole: ir.Value, part: str) -> ir.Value:
         names = [f"{layer}.experts.{expert}.{part}" for expert in range(len(weights[part]))]
@@ -124,15 +136,16 @@ def _swiglu(
         return write.add("Concat", products, f"{layer}.experts.{part}", axis=0)
 
     def split(whole: ir.Value, name: str) -> list[ir.Value]:
-        names = [f"{layer}.experts.{expert}.{name}" for expert in range(len(weights[PARTS[0]]))]
+        names = [f"{layer}.experts.{expert}.{name}" for expert in range(len(weights[gate_up]))]
         return write.add_all("Split", [whole, counts], names, axis=0)
 
     pieces = {rows: split(rows, "rows")}
-    gate, up = multiply(rows, "gate_proj"), multiply(rows, "up_proj")
+    halves = [f"{layer}.experts.gate", f"{layer}.experts.up"]
+    gate, up = write.add_all("Split", [multiply(rows, gate_up)], halves, axis=-1, num_outputs=2)
     silu = write.add("Mul", [gate, write.add("Sigmoid", [gate], f"{layer}.experts.sigmoid")], f"{layer}.experts.silu")
     inner = write.add("Mul", [silu, up], f"{layer}.experts.inner")
     pieces[inner] = split(inner, "inner_rows")
-    return multiply(inner, "down_proj")
+    return multiply(inner, down)
 
 
 def _drop_stacks(graph: ir.Graph, stacked: list[ir.Value]) -> None:

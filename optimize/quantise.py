@@ -103,7 +103,7 @@ class _Matrix:
         kinds = {"": (stored, whole), SCALES: (ir.DataType.FLOAT16, small)}
         if not self.form.symmetric:
             kinds[ZERO_POINTS] = (stored, small)
-        if self.rounded is not None and not self.transposed and len(self.rows) == 1:
+        if self.rounded is not None and not self.transposed and not self.weight.parts:
             places = zip(kinds.items(), self.rounded.places(self.name), strict=True)
             return {part: self._lying(part, *kind, *place) for (part, kind), place in places}
         return {part: self._lazy(part, dtype, shape) for part, (dtype, shape) in kinds.items()}
@@ -156,9 +156,10 @@ class _Matrix:
         if self.rounded is None:
             matrix = self.weight.load()
             return quantised(self.name, torch.t(matrix) if self.transposed else matrix, self.form)
-        if len(self.rows) == 1:
+        if not self.weight.parts:
             return self.rounded(self.name)
-        return Integers.stack([self.rounded(str(part.name)) for part in self.weight.parts])
+        parts = [self.rounded(str(part.name)) for part in self.weight.parts]
+        return Integers.above(parts) if len(self.rows) == 1 else Integers.stack(parts)
 
 
 def _keep_parts_together(graph: ir.Graph) -> None:

@@ -45,9 +45,18 @@ class Integers:
     @staticmethod
     def stack(parts: "Sequence[Integers]") -> "Integers":
         """[E,out,in] of matrices [out,in]."""
+        return Integers._joined(parts, torch.stack)
+
+    @staticmethod
+    def above(parts: "Sequence[Integers]") -> "Integers":
+        """One matrix of the rows of several."""
+        return Integers._joined(parts, torch.cat)
+
+    @staticmethod
+    def _joined(parts: "Sequence[Integers]", join: Callable[[list[Tensor]], Tensor]) -> "Integers":
         zeros = [part.zero_points for part in parts if part.zero_points is not None]
-        values, scales = (torch.stack(found) for found in ([part.values for part in parts], [part.scales for part in parts]))
-        return Integers(values, scales, torch.stack(zeros) if zeros else None)
+        values, scales = (join(found) for found in ([part.values for part in parts], [part.scales for part in parts]))
+        return Integers(values, scales, join(zeros) if zeros else None)
 
     def rows(self, chosen: "slice | Tensor") -> "Integers":
         """Some rows of a matrix [out,in]: a slice, or int64 [n]."""

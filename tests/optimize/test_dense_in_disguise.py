@@ -79,7 +79,7 @@ def test_rows_padded(target: str, phase: str, tiny: Tiny, tmp_path: Path, monkey
     np.testing.assert_allclose(found, torch_logits(tiny.model(), tokens, mask, positions), rtol=0, atol=TOLERANCE)
     where = "prefill" if phase == "both" else phase
     message = (
-        rf"^layer 0, {where}: experts (\d, ){{5}}\d ran \(gate_proj\), which the router did not choose .*: dense in disguise"
+        rf"^layer 0, {where}: experts (\d, ){{5}}\d ran \(gate_up_proj\), which the router did not choose .*: dense in disguise"
     )
     with pytest.raises(LoweringFailed, match=message):
         LOWERINGS[target].check_structure(tmp_path / "out", tiny.info(), {"experts": "apart"})
@@ -171,7 +171,7 @@ def test_one_form_is_not_the_other(tiny: Tiny, tmp_path: Path) -> None:
     """The form that the manifest names is the one that is asserted."""
     for form in ("apart", "tiled"):
         lower(tiny, "openvino", tmp_path / form, experts=form)
-    with pytest.raises(LoweringFailed, match=r"layer 0: experts 0, .* no matrix multiplication of its own for gate_proj"):
+    with pytest.raises(LoweringFailed, match=r"layer 0: experts 0, .* no matrix multiplication of its own for gate_up_proj"):
         lower_openvino.check_structure(tmp_path / "tiled", tiny.info(), {"experts": "apart"})
     with pytest.raises(LoweringFailed, match=r"layer 0: the experts were not fused to GatherMatmul"):
         lower_openvino.check_structure(tmp_path / "apart", tiny.info(), {"experts": "tiled"})
@@ -181,28 +181,23 @@ def test_one_form_is_not_the_other(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def phase(ran: set[int], chosen: set[int]) -> expert_structure.Phase:
-    parts = {"gate_proj": ran, "up_proj": ran, "down_proj": ran}
+    parts = {"gate_up_proj": ran, "down_proj": ran}
     return expert_structure.Phase("decode", 1, dict.fromkeys(range(LAYERS), chosen), dict.fromkeys(range(LAYERS), parts))
 
 
 def test_judgement(tiny: Tiny) -> None:
     info = tiny.info()
     everything = by_layer(
-        (
-            f"layers.{i}.experts.{e}.{part}"
-            for i in range(LAYERS)
-            for e in range(E)
-            for part in ("gate_proj", "up_proj", "down_proj")
-        ),
+        (f"layers.{i}.experts.{e}.{part}" for i in range(LAYERS) for e in range(E) for part in ("gate_up_proj", "down_proj")),
         LAYERS,
     )
     assert check_phases([phase({1, 5}, {1, 5})], everything, info)["decode"]["experts_executed"] == 2 * LAYERS
-    with pytest.raises(LoweringFailed, match=r"^layer 0, decode: expert 2 ran \(gate_proj\), .* \(it chose experts 1, 5\)"):
+    with pytest.raises(LoweringFailed, match=r"^layer 0, decode: expert 2 ran \(gate_up_proj\), .* \(it chose experts 1, 5\)"):
         check_phases([phase({1, 2, 5}, {1, 5})], everything, info)
-    with pytest.raises(LoweringFailed, match=r"^layer 0, decode: expert 5 did not run \(gate_proj\), which the router chose"):
+    with pytest.raises(LoweringFailed, match=r"^layer 0, decode: expert 5 did not run \(gate_up_proj\), which the router chose"):
         check_phases([phase({1}, {1, 5})], everything, info)
-    everything[1]["up_proj"].remove(3)
-    with pytest.raises(LoweringFailed, match=r"^layer 1: expert 3 has no matrix multiplication of its own for up_proj"):
+    everything[1]["gate_up_proj"].remove(3)
+    with pytest.raises(LoweringFailed, match=r"^layer 1: expert 3 has no matrix multiplication of its own for gate_up_proj"):
         check_phases([phase({1, 5}, {1, 5})], everything, info)
 
 

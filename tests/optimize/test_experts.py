@@ -17,7 +17,7 @@ from alize.errors import LoweringFailed, UsageError
 from alize.export.hub import export_graph, export_hub
 from alize.models.ops import choose_experts
 from alize.optimize import lower_onnxruntime, lower_openvino
-from alize.optimize.expert_nodes import PARTS, sparse_moes
+from alize.optimize.expert_nodes import APART, PARTS, sparse_moes
 from alize.optimize.experts_apart import experts_apart
 from alize.optimize.experts_tiled import experts_tiled
 from alize.optimize.passes import drop_functions
@@ -87,7 +87,7 @@ def test_structure(lowered: tuple[str, str, Path], tiny: Tiny) -> None:
     counts = {"experts_executed": layers * top_k, "experts_reachable": layers * experts}
     assert found == {
         "form": "apart",
-        "matmul_nodes": 3 * layers * experts,
+        "matmul_nodes": 2 * layers * experts,
         "prefill": {"tokens": 16, **counts},
         "decode": {"tokens": 1, **counts},
     }
@@ -168,7 +168,7 @@ def test_experts_apart(tiny: Tiny, weights: str, tmp_path: Path) -> None:
     names = {node.name for node in nodes(hub, "MatMul")}
     for layer in range(config.num_layers):
         for expert in range(config.num_experts):
-            assert {f"layers.{layer}.experts.{expert}.{part}" for part in PARTS} <= names
+            assert {f"layers.{layer}.experts.{expert}.{part}" for part in APART} <= names
     values = {value.name for node in hub.graph for value in node.outputs}
     assert {f"layers.0.{part}" for part in ("moe_input", "router_logits", "experts", "moe")} <= values
     tokens, (mask, positions) = tiny.tokens(2, TOTAL), left_padded([0, 3], TOTAL)
@@ -189,7 +189,7 @@ def test_few_nodes(tmp_path: Path) -> None:
     experts_apart(hub)
     mine = [str(node.name) for node in hub.graph if re.match(r"layers\.1\.(moe|expert|router)", str(node.name))]
     products = [name for name in mine if re.fullmatch(r"layers\.1\.experts\.\d\.\w+_proj(\.transpose)?", name)]
-    assert (len(products), len(mine) - len(products)) == (2 * 3 * 8, 26)
+    assert (len(products), len(mine) - len(products)) == (2 * 2 * 8, 26)
 
 
 @pytest.mark.parametrize("step", [experts_apart, experts_tiled])

@@ -10,7 +10,7 @@ from alize.artifact.manifest import Manifest
 from alize.building import draft_manifest
 from alize.compilers import compiler_for
 from alize.errors import ArtifactError
-from alize.optimize.expert_nodes import PARTS
+from alize.optimize.expert_nodes import APART
 from alize.optimize.expert_structure import by_layer
 from alize.optimize.openvino_experts import executed_names
 from alize.runtimes import openvino_runner, openvino_warm_up
@@ -52,7 +52,7 @@ def ran(engine: openvino_runner.OpenVinoEngine) -> list[set[int]]:
 def test_every_expert_has_run_when_open_returns(tiny: Tiny, tmp_path: Path) -> None:
     lower(tiny, "openvino", tmp_path / "out")
     engine = openvino_runner.open(tmp_path / "out", manifest(tiny, "apart"), "cpu", OPTIONS)
-    assert ran(engine) == [set(range(E))] * (LAYERS * len(PARTS))
+    assert ran(engine) == [set(range(E))] * (LAYERS * len(APART))
 
 
 @pytest.mark.usefixtures("counting")
@@ -60,7 +60,7 @@ def test_without_it_none_has(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.Mon
     lower(tiny, "openvino", tmp_path / "out")
     monkeypatch.setattr(openvino_runner, "warm_up", lambda *_: 0)
     engine = openvino_runner.open(tmp_path / "out", manifest(tiny, "apart"), "cpu", OPTIONS)
-    assert ran(engine) == [set()] * (LAYERS * len(PARTS))
+    assert ran(engine) == [set()] * (LAYERS * len(APART))
 
 
 @pytest.mark.parametrize("form", ["apart", "tiled"])

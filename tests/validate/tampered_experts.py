@@ -4,7 +4,17 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from alize.optimize.expert_nodes import PARTS, Writer, experts_of, linear, replace_output, sparse_moes, stacks, top_k_of
+from alize.optimize.expert_nodes import (
+    APART,
+    Writer,
+    apart_matrices,
+    experts_of,
+    linear,
+    replace_output,
+    sparse_moes,
+    stacks,
+    top_k_of,
+)
 from alize.optimize.passes import constant
 from tests.validate.tampering import Tamper
 
@@ -81,12 +91,13 @@ def dense_experts(hub: ir.Model) -> None:
     spread = write.add("ScatterElements", [nothing, experts, shares], "dense.shares", axis=1)
     columns = write.add_all("Split", [spread], [f"dense.share.{e}" for e in range(count)], axis=1, num_outputs=count)
     states = write.add("Reshape", [hidden, write.constant([-1, int(hidden.shape[2])], "dense.rows_shape")], "dense.rows")  # type: ignore[index]
-    answers = []
+    matrices, (gate_up, down), answers = apart_matrices(weights), APART, []
     for e, column in enumerate(columns):
-        gate, up = (linear(write, states, weights[part][1].parts[e], f"layers.0.experts.{e}.{part}") for part in PARTS[:2])
+        both = linear(write, states, matrices[gate_up][e], f"layers.0.experts.{e}.{gate_up}")
+        gate, up = write.add_all("Split", [both], [f"dense.gate.{e}", f"dense.up.{e}"], axis=-1, num_outputs=2)
         silu = write.add("Mul", [gate, write.add("Sigmoid", [gate], f"dense.sigmoid.{e}")], f"dense.silu.{e}")
         inner = write.add("Mul", [silu, up], f"dense.inner.{e}")
-        answer = linear(write, inner, weights[PARTS[2]][1].parts[e], f"layers.0.experts.{e}.{PARTS[2]}")
+        answer = linear(write, inner, matrices[down][e], f"layers.0.experts.{e}.{down}")
         answers.append(write.add("Mul", [answer, column], f"dense.answer.{e}"))
     shape = write.add("Shape", [hidden], "dense.hidden_shape")
     replace_output(graph, node, write.add("Reshape", [write.add("Sum", answers, "dense.sum"), shape], "dense.output"))

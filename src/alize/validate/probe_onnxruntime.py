@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from alize.optimize.expert_nodes import matrices_in, single_matrices
 from alize.optimize.lower_onnxruntime import MODEL_FILE
 from alize.optimize.onnxruntime_integers import INTEGER_TYPES, read_integers
 from alize.optimize.round_to_integers import Integers
@@ -32,19 +33,29 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor | Integers]
         name = stored.removesuffix(SUFFIX)
         tensor = value.const_value
         if tensor is not None and name.endswith(".weight") and tensor.dtype in INTEGER_TYPES:
-            yield name, read_integers(model.graph.initializers, stored)
+            yield from single_matrices(name, read_integers(model.graph.initializers, stored))
         elif tensor is not None and name.endswith(".weight"):
             dtype = _DTYPES[tensor.dtype]
             words = torch.frombuffer(bytearray(tensor.tobytes()), dtype=dtype)
             values = words.reshape(value.shape.numpy()) if value.shape is not None else words
-            yield name, values.T if stored.endswith(SUFFIX) else values
+            yield from single_matrices(name, values.T if stored.endswith(SUFFIX) else values)
 
 
 def stored_integers(folder: Path) -> IntegerSource:
     """Reads a matrix of integers by its name whenever it is asked for one."""
     initializers = ir.load(folder / MODEL_FILE).graph.initializers
-    places = {stored.removesuffix(SUFFIX): stored for stored, value in initializers.items() if value.dtype in INTEGER_TYPES}
-    return lambda name: read_integers(initializers, places[name])
+    places = {
+        name: (rows, stored)
+        for stored, value in initializers.items()
+        if value.dtype in INTEGER_TYPES and value.shape is not None
+        for name, rows in matrices_in(stored.removesuffix(SUFFIX), value.shape.numpy()[-1 if stored.endswith(SUFFIX) else 0])
+    }
+
+    def source(name: str) -> Integers:
+        rows, stored = places[name]
+        return read_integers(initializers, stored).rows(rows)
+
+    return source
 
 
 def residual_stream(folder: Path, tokens: NDArray[np.int64], names: list[str]) -> dict[str, NDArray[np.float32]]:

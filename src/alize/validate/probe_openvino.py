@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from alize.optimize.expert_nodes import matrices_in, single_matrices
 from alize.optimize.lower_openvino import MODEL_FILE
 from alize.optimize.openvino_integers import INTEGER_TYPES, STACK, read_integers
 from alize.optimize.round_to_integers import Integers
@@ -28,25 +29,32 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor | Integers]
         if not stack and not name.endswith(".weight"):
             continue
         if _of_integers(node):
-            yield from ((part, read_integers(constants, name, e)) for part, e in _parts(name, stack, node.shape[0]))
+            for part, e in _parts(name, stack, node.shape[0]):
+                yield from single_matrices(part, read_integers(constants, name, e))
         else:
             dtype = _DTYPES[node.get_element_type().get_type_name()]
             bits = np.asarray(node.get_data())  # numpy has no bfloat16: OpenVINO hands its bits out as float16
             for part, e in _parts(name, stack, len(bits)):
-                yield part, torch.from_numpy((bits if e is None else bits[e]).copy()).view(dtype)
+                yield from single_matrices(part, torch.from_numpy((bits if e is None else bits[e]).copy()).view(dtype))
 
 
 def stored_integers(folder: Path) -> IntegerSource:
     """Reads a matrix of integers by its name whenever it is asked for one."""
     constants = _constants(folder)
     places = {
-        part: (name, e)
+        single: (rows, name, e)
         for name, node in constants.items()
         if (stack := STACK.fullmatch(name)) or name.endswith(".weight")
         if _of_integers(node)
         for part, e in _parts(name, stack, node.shape[0])
+        for single, rows in matrices_in(part, node.shape[-2])
     }
-    return lambda name: read_integers(constants, *places[name])
+
+    def source(name: str) -> Integers:
+        rows, stored, e = places[name]
+        return read_integers(constants, stored, e).rows(rows)
+
+    return source
 
 
 def _constants(folder: Path) -> dict[str, Any]:
