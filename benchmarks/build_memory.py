@@ -31,6 +31,11 @@ CASES = (
     "mixtral-8x7b:1:openvino",
 )
 
+VALIDATING = frozenset(
+    {"compare weights", "reference", "reference, summed otherwise", "reference in bfloat16", "reference, original weights"}
+)
+"""Stages of a build's validation that are not the artifact's own run."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

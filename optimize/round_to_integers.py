@@ -8,7 +8,7 @@ Each group is looked at by itself: sums go over a fixed tree of additions, so th
 among others, on any number of threads.
 
 Some groups at a time are turned to columns [in/G,n], as many as a core's cache holds: sums over a group are then additions of
-whole rows. Each thread takes every so-manieth of these blocks, which are too small for PyTorch to split over threads of its own.
+whole rows. Each thread takes every so-manieth of these blocks, so that none waits for another at each small step.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ _SMALLEST = 2.0**-24  # of float16; a group of zeros has a scale too
 _GRIDS = {4: [1.0 - step / 32 for step in range(-1, 13)], 8: [1.0 - step / 128 for step in range(-1, 5)]}
 """Scales that are tried, as parts of the one that just reaches the largest value: clipping a few values may serve the rest."""
 _REFINEMENTS = 2
-_BLOCK = 1 << 15  # values rounded together by a thread
+_BLOCK = 1 << 17  # values rounded together by a thread: with what is computed of them they fit in its cache
 _COLUMNS = 64  # groups that are together at least: a row of fewer is no work for vector instructions
 
 
