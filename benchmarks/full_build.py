@@ -1,9 +1,10 @@
 """Builds one large checkpoint and compares the time with what no build can do without: reading, writing, and rounding.
 
-    python -m benchmarks.full_build WORK [--case mistral-7b:32:openvino:int4] [--checkpoint FOLDER] [--name NAME] [OPTIONS OF BUILD]
+    python -m benchmarks.full_build WORK [--case CASE] [--checkpoint FOLDER] [--name NAME] [OPTIONS OF BUILD]
 
-from the repository's root. A case is SHAPE:LAYERS:TARGET:WEIGHTS; the checkpoint of it is written below WORK unless --checkpoint names
-one that is there. In one run, one after the other and with the checkpoint dropped from the page cache before each reading:
+from the repository's root. A case is SHAPE:LAYERS:TARGET:WEIGHTS, mistral-7b:32:openvino:int4 by default; the checkpoint of it
+is written below WORK unless --checkpoint names one that is there. In one run, one after the other and with the checkpoint
+dropped from the page cache before each reading:
 
     arithmetic      `quantised` over the first layer's matrices and the head, in memory, before the build and after it: their mean
                     for a weight of either width, times how many there are
@@ -31,7 +32,7 @@ from alize.models.checkpoint import Checkpoint
 from alize.models.registry import single_weights
 from alize.optimize.quantisation import Form, Quantisation
 from alize.optimize.round_to_integers import quantised
-from benchmarks.build_memory import VALIDATING
+from alize.record import builds
 from benchmarks.make_checkpoint import write_checkpoint
 from benchmarks.measuring import write_result
 
@@ -74,7 +75,7 @@ def measure(checkpoint: Checkpoint, work: Path, target: str, weights: str, rest:
     arithmetic.append(_arithmetic(checkpoint, chosen))
     loads.append(os.getloadavg()[0])
     stages = record["stages"]
-    building = [stage for stage in stages if not stage["own_run"] and stage["stage"] not in VALIDATING]
+    building = [stage for stage in stages if builds(stage["stage"])]
     seconds = sum(stage["seconds"] for stage in building)
     floor = {"read": read, "write": written, "arithmetic": sum(arithmetic) / len(arithmetic)}
     return {

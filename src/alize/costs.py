@@ -1,13 +1,10 @@
-"""What the parts of a build cost in memory, disk and time. Every constant that an estimate uses is here.
+"""What the parts of a build cost in memory and on the disk. `alize.durations` has their time.
 
 They were measured on Mistral-7B's shape cut to 2 and 4 layers, see docs/memory.md; benchmarks/build_memory.py compares what
 comes of them with what a build takes.
 """
 
-import hashlib
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from alize.artifact.manifest import ModelInfo
@@ -19,7 +16,7 @@ from alize.optimize.quantisation import Quantisation
 from alize.validate.cases import Plan
 from alize.validate.references import kept_positions
 
-__all__ = ["OTHER_FILES", "SCRATCH", "Model", "Speed", "build_memory", "run_memory", "seconds"]
+__all__ = ["OTHER_FILES", "Model", "build_memory", "run_memory", "scratch_bytes"]
 
 PROCESS = 300_000_000
 """Anonymous bytes of a process that has imported PyTorch, the exporter and the engine, and has exported a graph."""
@@ -40,25 +37,8 @@ OTHER_FILES = 3_000_000
 """Bytes of graph, report and golden prompts; the tokenizer's files are counted as they are."""
 
 SCRATCH = {"openvino": 1.0, "onnxruntime": 0.0}
-"""Of the output's weights, what lies on the disk beside them for a while: OpenVINO reads them from a scratch ONNX file."""
-
-EFFICIENCY = 0.5
-"""Of the machine's speed at one simple thing, what a build gets out of it."""
-
-FIXED, TRACED_LAYER = 7.0, 0.4
-"""Seconds of a build whatever the model, and of exporting one layer."""
-
-DISK = 0.5e9
-"""Bytes a second that are written to the disk, or read from it and hashed."""
-
-ROUNDED = 2e-7
-"""Seconds of rounding one weight to integers. It is done once to store them and once each time that they are compared with."""
-
-BANDWIDTH = 1.5
-"""How many times faster weights are read for a product than memory is copied from place to place (which reads and writes)."""
-
-OPENED = 2.0
-"""How often the engine copies its weights, in float32, while it opens an artifact."""
+"""Of the output's weights in floats, what lies on the disk beside them for a while: OpenVINO reads them from a scratch ONNX file.
+Integers lie in files of their own until the artifact is sealed, whatever the target."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +123,9 @@ class Merging:
         products = sum(2 * ranks[name] * count for name, count in changed.items())
         return Merging(largest + 2 * 4 * BLOCK, sum(changed.values()), products, adapter.size)
 
-    def seconds(self, speed: "Speed") -> float:
-        """Of merging everything once: its product is made, added and looked through."""
-        return self.products / speed.multiplied + 5 * 4 * self.changed / speed.copied
+    def seconds(self, *, multiplied: float, copied: float) -> float:
+        """Of merging everything once: its product is made, added and looked through. Speeds are those of `durations.Speed`."""
+        return self.products / multiplied + 5 * 4 * self.changed / copied
 
 
 def stored_bytes(name: str, shape: tuple[int, ...], weights: str) -> int:
@@ -156,6 +136,11 @@ def stored_bytes(name: str, shape: tuple[int, ...], weights: str) -> int:
         return math.prod(shape) * (4 if len(shape) < 2 or quantisation else {"fp32": 4, "fp16": 2, "bf16": 2}[weights])
     groups = math.prod(shape) // form.group
     return (math.prod(shape) + (0 if form.symmetric else groups)) * form.bits // 8 + 2 * groups
+
+
+def scratch_bytes(model: Model) -> int:
+    """Bytes on the disk beside the output while it is made."""
+    return int(model.stored_bytes * (1.0 if Quantisation.parse(model.weights) else SCRATCH[model.target]))
 
 
 def build_memory(model: Model, plan: Plan) -> int:
@@ -182,57 +167,3 @@ def run_memory(model: Model, plan: Plan, layers: int) -> int:
     rows = max((len(case.first) * max(case.first) for case in plan.cases), default=0)
     logits = 3 * 4 * rows * model.info.vocab_size  # the engine's, the runner's copy of them and the session's
     return PROCESS + WORKING + int(weights + logits)
-
-
-def seconds(model: Model, plan: Plan, speed: "Speed") -> tuple[float, float]:
-    """Of building and of validating."""
-    whole = 4 * (model.info.layers * model.layer + model.head)  # bytes in float32
-    opened = OPENED * whole / speed.copied
-    rounded = ROUNDED * model.parameters if Quantisation.parse(model.weights) else 0.0
-    merged = model.merging.seconds(speed)
-    building = (
-        (model.read_bytes + model.stored_bytes) / min(speed.hashed, DISK) + FIXED + model.info.layers * TRACED_LAYER + opened
-    )
-    building += model.read_bytes / speed.copied + (1 + SCRATCH[model.target]) * model.stored_bytes / DISK + rounded
-    building += merged + model.merging.read_bytes / min(speed.hashed, DISK)
-    if not plan.cases:
-        return building, 0.0
-    passes = 3 if plan.bf16_floor else 2
-    reference = passes * (2 * model.active * plan.length / speed.multiplied + 1.5 * whole / speed.copied + rounded + merged)
-    tokens, steps = sum(case.tokens for case in plan.cases), sum(1 + len(case.steps) for case in plan.cases)
-    step = 4 * model.active / (BANDWIDTH * speed.copied)
-    own = 2 * (2 * model.active * tokens / speed.multiplied + step * steps + opened)
-    own += plan.continuation * step + (opened if plan.continuation else 0.0)
-    return building, reference + own + 2 * model.stored_bytes / speed.copied + rounded + merged
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Units a second: bytes hashed by two threads, bytes copied, floating point operations of matrix products."""
-
-    hashed: float
-    copied: float
-    multiplied: float
-
-    @staticmethod
-    def here() -> "Speed":
-        """Measured now, in a fraction of a second: other work on the machine slows a build as well."""
-        import torch
-
-        data = bytes(1 << 23)
-        hashed = _rate(2 * len(data), lambda: hashlib.sha256(data).digest())
-        source, place = torch.ones(1 << 24), torch.empty(1 << 24)
-        copied = _rate(4 << 24, lambda: place.copy_(source))
-        left, right = torch.ones(256, 2048), torch.ones(2048, 2048)
-        multiplied = _rate(2 * 256 * 2048 * 2048, lambda: left @ right)
-        return Speed(hashed, EFFICIENCY * copied, EFFICIENCY * multiplied)
-
-
-def _rate(amount: float, work: Callable[[], object]) -> float:
-    """The best of three."""
-    best = math.inf
-    for _ in range(3):
-        began = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - began)
-    return amount / max(best, 1e-9)

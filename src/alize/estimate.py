@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from alize.artifact.manifest import ModelInfo
-from alize.costs import OTHER_FILES, SCRATCH, Model, Speed, build_memory, run_memory, seconds
+from alize.costs import OTHER_FILES, Model, build_memory, run_memory, scratch_bytes
+from alize.durations import Speed, stage_seconds
 from alize.errors import BuildError
-from alize.memory import available_bytes, free_bytes
+from alize.memory import available_bytes, existing, free_bytes
 from alize.models.checkpoint import Checkpoint
 from alize.optimize.openvino_slices import Slices
 from alize.progress import byte_count
+from alize.record import builds
 from alize.validate.cases import Plan
+from alize.validate.references import stored_exactly
 from alize.validate.slices import even_slices, spelt
 
 __all__ = ["Estimate", "estimate"]
@@ -29,7 +32,9 @@ class Estimate:
 
     build_memory: anonymous, at the peak of everything but the artifact's own run.   run_memory: of that run, in `slices` where
     it has to be cut (None: all layers at once).   whole_run_memory: of it uncut.   output: of the sealed folder.   disk: with
-    scratch files, at their peak.   memory_limit: what may be used (None: unknown).   problem: why it cannot fit, and what would.
+    scratch files, at their peak.   stages: seconds of each, by its name, those that build and those that validate being summed
+    up in build_seconds and validate_seconds.   memory_limit: what may be used (None: unknown).   problem: why it cannot fit, and
+    what would.
     """
 
     build_memory: int
@@ -40,6 +45,7 @@ class Estimate:
     disk: int
     build_seconds: float
     validate_seconds: float
+    stages: dict[str, float]
     memory_limit: int | None
     free_disk: int
     problem: str | None
@@ -60,7 +66,8 @@ class Estimate:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"build_seconds": round(self.build_seconds, 1), "validate_seconds": round(self.validate_seconds, 1)}
+        rounded = {name: round(getattr(self, name), 1) for name in ("build_seconds", "validate_seconds")}
+        return asdict(self) | rounded | {"stages": {name: round(seconds, 1) for name, seconds in self.stages.items()}}
 
     def check(self) -> None:
         """Raises BuildError where the build cannot fit."""
@@ -101,7 +108,10 @@ def estimate(
     model = models[weights]
     slices = _slices(model, plan, limit)
     files = OTHER_FILES + sum(path.stat().st_size for path in checkpoint.companions)
-    building, validating = seconds(model, plan, Speed.here())
+    tokenizer = any(path.name == "tokenizer.json" for path in checkpoint.companions)
+    speed = Speed.here(existing(output.absolute().parent), model)
+    stages = stage_seconds(model, plan, speed, tokenizer=tokenizer, exact=stored_exactly(checkpoint, weights))
+    building = sum(seconds for name, seconds in stages.items() if builds(name))
     free = free_bytes(output.absolute().parent)
     return Estimate(
         build_memory=build_memory(model, plan),
@@ -111,7 +121,8 @@ def estimate(
         output=model.stored_bytes + files,
         disk=_disk(model, files),
         build_seconds=building,
-        validate_seconds=validating,
+        validate_seconds=sum(stages.values()) - building,
+        stages=stages,
         memory_limit=limit,
         free_disk=free,
         problem=_memory_problem(models, plan, weights, limit) or _disk_problem(models, weights, files, free, output),
@@ -119,7 +130,7 @@ def estimate(
 
 
 def _disk(model: Model, files: int) -> int:
-    return int(model.stored_bytes * (1 + SCRATCH[model.target])) + files
+    return model.stored_bytes + scratch_bytes(model) + files
 
 
 def _slices(model: Model, plan: Plan, limit: int | None) -> Slices | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Held", "Watch", "available_bytes", "free_bytes", "give_back", "held"]
+__all__ = ["Held", "Watch", "available_bytes", "existing", "free_bytes", "give_back", "held"]
 
 _STATUS = Path("/proc/self/status")
 _MEMINFO = Path("/proc/meminfo")
@@ -55,11 +55,15 @@ def available_bytes() -> int | None:
     return min([available, *_left_in_groups()])
 
 
+def existing(folder: Path) -> Path:
+    """FOLDER, or the nearest folder above it that is there."""
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
+
+
 def free_bytes(folder: Path) -> int:
     """Free bytes of the file system that FOLDER is or will be in. One without blocks, as /proc, does not say: it may refuse
     to be written to, but not for want of space."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
-    usage = shutil.disk_usage(there)
+    usage = shutil.disk_usage(existing(folder))
     return usage.free if usage.total else sys.maxsize
 
 

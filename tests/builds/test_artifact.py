@@ -57,7 +57,7 @@ def test_what_travels_is_the_checkpoints_own(target: str, built: BuiltOnce) -> N
 @each_target
 def test_the_record_has_every_stage(target: str, built: BuiltOnce) -> None:
     record = json.loads((built(target).folder / "build-record.json").read_text())
-    assert set(record) == {"machine", "stages", "estimate"}
+    assert set(record) == {"machine", "stages", "estimate", "measured"}
     stages = {stage["stage"]: stage for stage in record["stages"]}
     building = {
         "hash the checkpoint",
