@@ -27,7 +27,7 @@ _SMALLEST = 2.0**-24  # of float16; a group of zeros has a scale too
 _GRIDS = {4: [1.0 - step / 32 for step in range(-1, 13)], 8: [1.0 - step / 128 for step in range(-1, 5)]}
 """Scales that are tried, as parts of the one that just reaches the largest value: clipping a few values may serve the rest."""
 _REFINEMENTS = 2
-_BLOCK = 1 << 17  # values rounded together by a thread: with what is computed of them they fit in its cache
+_BLOCK = 1 << 16  # values rounded together by a thread: with what is computed of them they fit in its cache
 _COLUMNS = 64  # groups that are together at least: a row of fewer is no work for vector instructions
 
 
@@ -95,9 +95,13 @@ def _share(work: Callable[[range], None], count: int, step: int) -> None:
     if threads < 2:
         work(range(0, count, step))
         return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, [range(first * step, count, threads * step) for first in range(threads)]):
-            pass
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:  # no threads of theirs
+            for _ in pool.map(work, [range(first * step, count, threads * step) for first in range(threads)]):
+                pass
+    finally:
+        torch.set_num_threads(before)  # what a thread sets for itself is also what new ones begin with
 
 
 def dequantised(integers: Integers) -> Tensor:

@@ -156,6 +156,7 @@ def test_threads_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
     found = quantised("w", rows, form)
+    assert torch.get_num_threads() == (1 if threads > 1 else 2)
     torch.set_num_threads(threads)
     assert torch.equal(found.values, whole.values) and torch.equal(found.scales, whole.scales)
 
