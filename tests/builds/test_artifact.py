@@ -74,6 +74,11 @@ def test_the_record_has_every_stage(target: str, built: BuiltOnce) -> None:
         assert stage["seconds"] >= 0
         assert all(peak is None or peak > 1e7 for peak in (stage["peak_anonymous_bytes"], stage["peak_mapped_bytes"]))
     assert record["estimate"]["problem"] is None
+    assert record["estimate"]["stages"].keys() == stages.keys() - {"open"}
+    measured = record["measured"]
+    assert measured["build_seconds"] + measured["validate_seconds"] == pytest.approx(
+        sum(stage["seconds"] for stage in record["stages"]), abs=0.2
+    )
 
 
 @each_target
