@@ -86,7 +86,7 @@ def test_the_manifest_says_what_it_is(target: str, built: BuiltOnce) -> None:
     one = built(target)
     manifest, checkpoint = read(one.folder), Checkpoint.open(one.checkpoint)
     assert manifest == one.manifest
-    assert (manifest.schema, manifest.alize) == (2, __version__)
+    assert (manifest.schema, manifest.alize) == (3, __version__)
     source = manifest.source
     assert (source.kind, source.repo, source.commit) == ("folder", None, None)
     assert source.sha256 == checkpoint.sha256()
