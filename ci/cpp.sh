@@ -13,7 +13,8 @@ cpp_packages() {
 # cpp_build FOLDER OPTION...: libalize, its back-ends and tests against the OpenVINO of .venv
 cpp_build() {
     local site
-    site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    site=$(.venv/bin/python -c 'from importlib.util import find_spec; print(find_spec("openvino").origin)')
+    site=${site%/openvino/__init__.py} # not where this environment installs: it may stand over another
     cmake -G Ninja -S runtimes/cpp -B "$1" -DALIZE_TESTS=ON -DOpenVINO_DIR="$site/openvino/cmake" \
         -DALIZE_TOKENIZERS="$site/openvino_tokenizers/lib/libopenvino_tokenizers.so" "${@:2}" > /dev/null
     cmake --build "$1" -j "${JOBS:-2}"

@@ -44,6 +44,24 @@ TEST_CASE("a prompt in chunks, an answer across the window's edge, a rewind") {
     }
 }
 
+TEST_CASE("parallel sessions and tokenizers of one model give what each gives alone") {
+    own_state("real");
+    for (const Json &one : data("openvino")) {
+        const alize::Model model = load(one);
+        const auto work = [&](size_t i) {
+            alize::Session session = model.session();
+            const std::vector<int64_t> prompt = model.encode("thread " + std::to_string(i));
+            return model.decode(greedy(session, prompt, 12), false);
+        };
+        std::vector<std::string> alone, together(4);
+        for (size_t i = 0; i < together.size(); i++) alone.push_back(work(i));
+        std::vector<std::thread> threads;
+        for (size_t i = 0; i < together.size(); i++) threads.emplace_back([&, i] { together[i] = work(i); });
+        for (std::thread &thread : threads) thread.join();
+        CHECK(alone == together);
+    }
+}
+
 TEST_CASE("text to tokens and back") {
     own_state("real");
     for (const Json &one : data("openvino")) {

@@ -1,7 +1,7 @@
 #include "warm_up.hpp"
 
 #include <algorithm>
-#include <regex>
+#include <string_view>
 #include <vector>
 
 #include <openvino/opsets/opset13.hpp>
@@ -11,11 +11,18 @@ namespace {
 
 constexpr float kChosen = 1e6F;  // far above what a router says, and finite: logits stay finite too
 
+// layers.{i}.router_logits
+bool is_router_name(std::string_view name) {
+    constexpr std::string_view kBefore = "layers.", kBehind = ".router_logits";
+    if (name.size() <= kBefore.size() + kBehind.size() || !name.starts_with(kBefore) || !name.ends_with(kBehind))
+        return false;
+    const auto layer = name.substr(kBefore.size(), name.size() - kBefore.size() - kBehind.size());
+    return layer.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
 bool is_router(const ov::Output<ov::Node> &value) {
-    static const std::regex logits("layers\\.[0-9]+\\.router_logits");
     const auto &names = value.get_names();
-    return std::any_of(names.begin(), names.end(),
-                       [](const std::string &name) { return std::regex_match(name, logits); });
+    return std::any_of(names.begin(), names.end(), is_router_name);
 }
 
 }  // namespace
