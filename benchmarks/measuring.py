@@ -20,7 +20,7 @@ from alize.runtimes.processor import processor_name
 from alize.runtimes.registry import backend_module
 from alize.runtimes.session import Session, session_limits
 
-__all__ = ["Lowered", "alternate", "bandwidth", "machine", "write_result"]
+__all__ = ["Lowered", "alternate", "bandwidth", "machine", "summaries", "write_result"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,12 +57,20 @@ class Lowered:
 def alternate(subjects: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[str, dict[str, float]]:
     """Calls each in turn, `rounds` times over; each returns what it measured. Medians, quartiles and the paired ratios' medians.
 
-    Machines are shared and drift: only what was measured alternately in one run may be compared.
+    Machines are shared and drift: only what was measured alternately in one run may be compared. Each round begins with another
+    subject, so that none has always the same one before it.
     """
     found: dict[str, list[float]] = {name: [] for name in subjects}
-    for _ in range(rounds):
-        for name, measure in subjects.items():
-            found[name].append(measure())
+    names = list(subjects)
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(subjects[name]())
+    return summaries(found)
+
+
+def summaries(found: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Of measurements that were taken alternately: those of each subject, then the paired ratios."""
     return {name: _summary(values) for name, values in found.items()} | {
         f"{one} / {other}": _summary([a / b for a, b in zip(found[one], found[other], strict=True)])
         for number, one in enumerate(found)

@@ -1,85 +1,131 @@
-"""Decoding and cold start, C++ against Python's Session (and openvino-genai where it is installed), alternating in one run.
+"""libalize against Python's Session and openvino-genai, in one run, alternating. From the repository's root:
 
-    python benchmarks/cpp/compare.py DECODE ARTIFACT [--rounds N] [--genai PYTHON]
+    benchmarks/cpp/prepare FOLDER                       builds libalize, the program decode, and the demo model's int8 artifact
+    python -m benchmarks.cpp.compare FOLDER             five minutes at most; keeps benchmarks/results/cpp.json
 
-DECODE is the program of this folder. Each measurement is a process of its own; of each figure the best of N rounds is printed,
-since what the machine's other work adds is not ours. The prompt is appended in every timed run, in all of them alike.
+`prepare` and `ci/peers` make what is needed: openvino-genai is left out where .peers/openvino isn't there. Decoding is timed in
+processes that stay: seconds between the first and the last of NEW tokens, for one, and what all threads computed meanwhile, which
+other work on the machine hardly changes. Cold starts are timed from the start of a process to its first token, the device's
+verdict known and the files in the page cache. Memory beyond the weights is what is resident after decoding,
+less openvino_model.bin.
 """
 
 import argparse
 import json
-import subprocess
+import os
 import sys
-
-PROMPT, NEW = "32", "64"
-
-PYTHON = """
-import json, resource, sys, time
-began = time.perf_counter()
+from collections.abc import Callable
 from pathlib import Path
-from alize.runtimes import GenerationOptions, generate, load
-model = load(Path(sys.argv[1]))
-loaded = time.perf_counter() - began
-prompt = [(7 * i + 11) % model.info.vocab_size for i in range(int(sys.argv[2]))]
-first = 0.0
-def run():
-    global first
-    with model.session() as session:
-        for _ in generate(session, [prompt], GenerationOptions(max_new_tokens=int(sys.argv[3]))):
-            first = first or time.perf_counter() - began
-run()
-started = time.perf_counter()
-run()
-seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-rate = int(sys.argv[3]) / seconds
-print(json.dumps({"load_seconds": loaded, "first_token_seconds": first, "tokens_per_second": rate, "peak_mb": peak}))
-"""
+from typing import Any
 
-GENAI = """
-import json, sys, time
-import numpy as np, openvino, openvino_genai
-began = time.perf_counter()
-pipeline = openvino_genai.LLMPipeline(sys.argv[1], "CPU", INFERENCE_PRECISION_HINT="f32", KV_CACHE_PRECISION="f16")
-loaded = time.perf_counter() - began
-prompt = openvino.Tensor(np.array([[7 * i + 11 for i in range(int(sys.argv[2]))]], np.int64))
-config = openvino_genai.GenerationConfig(max_new_tokens=int(sys.argv[3]), ignore_eos=True)
-pipeline.generate(prompt, config)
-started = time.perf_counter()
-pipeline.generate(prompt, config)
-print(json.dumps({"load_seconds": loaded, "tokens_per_second": int(sys.argv[3]) / (time.perf_counter() - started)}))
-"""
+from benchmarks.cpp.process import Server, once
+from benchmarks.measuring import alternate, bandwidth, summaries, write_result
 
-
-def measure(command: list[str]) -> dict[str, float]:
-    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found: dict[str, float] = json.loads(answer.splitlines()[-1])
-    return found
+PEER = Path(".peers/openvino/bin/python")
+PROMPT, NEW, TOGETHER = 32, 48, 8
+MB = 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("decode")
-    parser.add_argument("artifact")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--genai", help="a python that has openvino-genai")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--artifact", type=Path, help="another than FOLDER/artifact")
+    parser.add_argument("--rounds", type=int, default=21, help="of decoding; a fifth as many of the rest")
+    parser.add_argument("--peer", type=Path, default=PEER, help="a python that has openvino-genai")
+    parser.add_argument("--name", default="cpp", help="of the file in benchmarks/results")
     options = parser.parse_args()
-    size = [options.artifact, PROMPT, NEW]
-    commands = {
-        "C++": [options.decode, *size, "1"],
-        "Python": [sys.executable, "-c", PYTHON, *size],
-        "C++, 8 parallel sessions": [options.decode, *size, "8"],
-    }
-    if options.genai:
-        commands["openvino-genai"] = [options.genai, "-c", GENAI, *size]
-    best: dict[str, dict[str, float]] = {name: {} for name in commands}
-    for _ in range(options.rounds):
-        for name, command in commands.items():
-            for figure, value in measure(command).items():
-                choose = max if figure == "tokens_per_second" else min
-                best[name][figure] = choose(best[name].get(figure, value), value)
-    for name, figures in best.items():
-        print(f"{name}: " + ", ".join(f"{figure} {value:.2f}" for figure, value in figures.items()))
+    bench = Bench(options.folder, options.artifact or options.folder / "artifact", options.peer, options.rounds)
+    write_result(options.name, bench.run())
+
+
+class Bench:
+    def __init__(self, folder: Path, artifact: Path, peer: Path, rounds: int) -> None:
+        self.folder, self.artifact, self.rounds = folder, artifact, rounds
+        self.environment = os.environ | {"PYTHONPATH": ".", "ALIZE_STATE_DIR": str(folder.absolute() / "state")}
+        self.manifest: dict[str, Any] = json.loads((artifact / "manifest.json").read_text())
+        self.commands = {
+            "C++": [str(folder / "decode"), str(artifact)],
+            "Python": [sys.executable, "-m", "benchmarks.cpp.session", str(artifact)],
+        }
+        if peer.exists():
+            genai = [str(peer), "-m", "benchmarks.cpp.genai", str(artifact)]
+            self.commands["openvino-genai, its defaults"] = [*genai, "{}"]
+            self.commands["openvino-genai, our settings"] = [*genai, json.dumps(self._settings())]
+
+    def run(self) -> dict[str, Any]:
+        first = once([*self.commands["C++"], "cold", str(PROMPT)], self.environment | self._new_state())
+        once([*self.commands["C++"], "cold", str(PROMPT)], self.environment)  # knows the verdict from now on
+        return {
+            "what": f"{self.manifest['source']['architecture']}, weights {self.manifest['target']['weights']}, prompt {PROMPT}",
+            "bandwidth_gb_s": round(bandwidth() / 1e9, 1),
+            "seconds_to_first_token": self._cold(),
+            "seconds_of_the_first_load_ever": round(first["first_token_seconds"], 2),
+            **self._decoding(),
+            "libraries_mb": self._sizes(),
+        }
+
+    def _settings(self) -> dict[str, str | int]:
+        from alize.runtimes.openvino_runner import compile_properties
+
+        return compile_properties(self.manifest["configurations"][0]["options"])
+
+    def _new_state(self) -> dict[str, str]:
+        """A state folder that no run has seen: everything is hashed and replayed."""
+        return {"ALIZE_STATE_DIR": str(self.folder.absolute() / f"state-{os.getpid()}")}
+
+    def _cold(self) -> dict[str, Any]:
+        def start(command: list[str]) -> Callable[[], float]:
+            return lambda: once([*command, "cold", str(PROMPT)], self.environment)["first_token_seconds"]
+
+        return alternate({name: start(command) for name, command in self.commands.items()}, rounds=max(3, self.rounds // 5))
+
+    def _decoding(self) -> dict[str, Any]:
+        servers = {name: Server([*command, "serve"], self.environment) for name, command in self.commands.items()}
+        weights = (self.artifact / "openvino_model.bin").stat().st_size / MB
+        for server in servers.values():
+            server.ask(PROMPT, NEW)  # packs the weights
+        computing: dict[str, list[float]] = {name: [] for name in servers}
+
+        def decode(name: str) -> Callable[[], float]:
+            def measure() -> float:
+                figures = servers[name].ask(PROMPT, NEW)
+                computing[name].append(figures["token_processor_seconds"])
+                return figures["token_seconds"]
+
+            return measure
+
+        found: dict[str, Any] = {
+            "seconds_a_token": alternate({name: decode(name) for name in servers}, rounds=self.rounds),
+            "processor_seconds_a_token": summaries(computing),
+        }
+        memory = {name: self._memory(server, weights) for name, server in servers.items()}
+        alone = {name: servers.pop(name) for name in list(servers) if name.startswith("openvino-genai")}
+        for server in alone.values():
+            server.close()
+        found[f"tokens_a_second_of_{TOGETHER}_sessions"] = alternate(
+            {
+                name: lambda server=server: server.ask(PROMPT, NEW, TOGETHER)["tokens_per_second"]
+                for name, server in servers.items()
+            },
+            rounds=max(3, self.rounds // 7),
+        )
+        found["memory_mb"] = {"weights": round(weights, 1), **memory}
+        for name, server in servers.items():
+            found["memory_mb"][f"{name}, {TOGETHER} sessions"] = self._memory(server, weights)
+            server.close()
+        return found
+
+    @staticmethod
+    def _memory(server: Server, weights: float) -> dict[str, float]:
+        figures = server.ask(PROMPT, 2)
+        resident = {name: round(figures[name], 1) for name in ("rss_mb", "anonymous_mb", "peak_mb")}
+        return resident | {"beyond_weights_mb": round(figures["rss_mb"] - weights, 1)}
+
+    def _sizes(self) -> dict[str, float]:
+        """What C++ brings along, stripped as it is installed."""
+        files = {file.resolve() for file in (self.folder / "installed").rglob("*") if file.is_file()}
+        chosen = [file for file in files if ".so" in file.name or file.name == "alize-run"]
+        return {file.name: round(file.stat().st_size / MB, 2) for file in sorted(chosen)}
 
 
 if __name__ == "__main__":

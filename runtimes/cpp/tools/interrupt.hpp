@@ -1,0 +1,22 @@
+// Ctrl-C while a session works: the first one cancels it, the second one ends the program as usual.
+#pragma once
+
+#include <thread>
+
+#include "alize/alize.hpp"
+
+namespace alize::run {
+
+// Until the end of the scope. One at a time.
+class Interrupt {
+public:
+    explicit Interrupt(Session &session);
+    ~Interrupt();
+    Interrupt(const Interrupt &) = delete;
+    Interrupt &operator=(const Interrupt &) = delete;
+
+private:
+    std::thread watcher_;
+};
+
+}  // namespace alize::run
