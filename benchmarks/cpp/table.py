@@ -26,9 +26,7 @@ def main(file: Path) -> None:
     memory = found["memory_mb"]
     for title, figure in (("resident, MB", "rss_mb"), ("of it beyond the weights, MB", "beyond_weights_mb")):
         print(f"| {title} | {' | '.join(f'{memory[name][figure]:.0f}' for name in subjects)} | |")
-    print(
-        f"\nWith 8 sessions C++ holds {memory['C++, 8 sessions']['rss_mb']:.0f} MB. The first load ever of this artifact, all files"
-    )
+    print(f"\nWith 8 sessions C++ holds {memory['C++, 8 sessions']['rss_mb']:.0f} MB. The first load ever, all files")
     print(f"hashed and the golden prompts replayed, took {found['seconds_of_the_first_load_ever']:.1f} s to the first token.")
     print(f"Libraries, MB: {', '.join(f'{name} {size}' for name, size in found['libraries_mb'].items())}.")
     print(f"Load average {found['machine']['load_average']}, {found['bandwidth_gb_s']} GB/s of memory bandwidth.")
