@@ -33,8 +33,16 @@ std::vector<int64_t> prompt_tokens(const alize::Model &model, const Arguments &g
     return model.encode_chat(messages);
 }
 
+void introduce(const alize_info &info) {
+    std::fprintf(stderr, "alize: %s, %s (%s) on %s, %s\n", info.architecture, info.backend, info.weights, info.device,
+                 info.level);
+}
+
 // Appends the prompt and writes what follows, piece by piece.
 Summary answer(const alize::Model &model, const Arguments &given, Output &out) {
+    alize::Session session = model.session();
+    const alize::run::Interrupt interrupt(session);
+    if (!given.quiet) introduce(model.info());
     Summary found;
     const std::vector<int64_t> prompt = prompt_tokens(model, given);
     found.prompt_tokens = prompt.size();
@@ -44,12 +52,12 @@ Summary answer(const alize::Model &model, const Arguments &given, Output &out) {
         const auto &stops = options.stop_token_ids;
         return std::find(stops.begin(), stops.end(), token) != stops.end();
     };
-    alize::Session session = model.session();
     alize::Stream stream = model.stream(given.stop);
-    const alize::run::Interrupt interrupt(session);
+    interrupt.check();
     const auto began = Clock::now();
     auto first = began;
     const int32_t reason = session.generate(prompt, options, [&](int64_t token) {
+        interrupt.check();
         if (++found.new_tokens == 1) first = Clock::now();
         if (is_stop(token)) return false;
         out.text(stream.push(token));
@@ -66,11 +74,13 @@ void run(const Arguments &given, Output &out) {
     if (given.help) return out.raw(alize::run::kUsage);
     if (given.version) return out.raw(std::string("alize-run ") + alize_version() + "\n");
     const alize::Model model = alize::Model::load(given.artifact, given.load);
-    const alize_info &info = model.info();
-    if (!given.quiet)
-        std::fprintf(stderr, "alize: %s, %s (%s) on %s, %s\n", info.architecture, info.backend, info.weights,
-                     info.device, info.level);
     out.end(answer(model, given, out), given.quiet);
+}
+
+// In Python's words.
+int interrupted(Output &out) {
+    out.error("KeyboardInterrupt", "interrupted", 130);
+    return 130;
 }
 
 // Runs `words` and returns the exit code; what went wrong is written.
@@ -81,10 +91,11 @@ int guarded(const std::vector<std::string> &words, Output &out) {
     } catch (const alize::run::Usage &error) {
         out.error("UsageError", std::string(error.what()) + " (see `alize-run --help`)", 2);
         return 2;
+    } catch (const alize::run::Interrupted &) {
+        return interrupted(out);
     } catch (const alize::error &error) {
-        const bool interrupted = error.status() == ALIZE_CANCELLED;  // in Python's words
-        out.error(interrupted ? "KeyboardInterrupt" : error.name(), interrupted ? "interrupted" : error.what(),
-                  error.exit_code());
+        if (error.status() == ALIZE_CANCELLED) return interrupted(out);
+        out.error(error.name(), error.what(), error.exit_code());
         return error.exit_code();
     }
 }

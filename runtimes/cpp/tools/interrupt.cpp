@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <system_error>
@@ -11,10 +12,13 @@ namespace alize::run {
 namespace {
 
 int pipe_ends[2];  // a handler has nothing else to reach
+std::atomic<bool> was_pressed = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
 
 // Only what a signal handler may do: the rest is the watcher's, for which cancelling may take a lock.
 void pressed(int) {
     const int before = errno;
+    was_pressed = true;
     [[maybe_unused]] const auto written = ::write(pipe_ends[1], "c", 1);
     errno = before;
 }
@@ -32,6 +36,10 @@ Interrupt::Interrupt(Session &session) {
     action.sa_handler = pressed;
     action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
     ::sigaction(SIGINT, &action, nullptr);
+}
+
+void Interrupt::check() const {
+    if (was_pressed) throw Interrupted();
 }
 
 Interrupt::~Interrupt() {

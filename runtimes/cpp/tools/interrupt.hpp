@@ -7,6 +7,8 @@
 
 namespace alize::run {
 
+struct Interrupted {};
+
 // Until the end of the scope. One at a time.
 class Interrupt {
 public:
@@ -14,6 +16,9 @@ public:
     ~Interrupt();
     Interrupt(const Interrupt &) = delete;
     Interrupt &operator=(const Interrupt &) = delete;
+
+    // Before and between the session's calls there is nothing to cancel: ask. Raises Interrupted.
+    void check() const;
 
 private:
     std::thread watcher_;
