@@ -30,7 +30,7 @@ from alize.runtimes.generate import GenerationOptions, generate
 from alize.runtimes.model import Model, load
 from alize.runtimes.session import Session
 from tests.runtimes.artifacts import manifest, seal
-from tests.runtimes.backends import FULL, MIXED, UNEQUAL, UNIFORM, VOCABULARY, model_info
+from tests.runtimes.backends import FULL, MAX_POSITIONS, MIXED, UNEQUAL, UNIFORM, VOCABULARY, model_info
 
 CALLS, REAL_CALLS = 60, 24  # of each trace
 TEXTS = ("Hello", "", " leading and trailing ", "naïve ہے 🐫\n\tπ", "<s>not a token</s>", "a" * 3000, "The trade winds blow.")
@@ -230,10 +230,27 @@ def fingerprint(data: bytes) -> str:
 def traces(folder: Path) -> Iterator[dict[str, Any]]:
     for name, windows in (("uniform", UNIFORM), ("unequal", UNEQUAL), ("mixed", MIXED), ("full", FULL)):
         seal(folder / name, windows=windows, model=model_info(windows))
+        for_tensorrt(folder / name, windows)
         for configuration in ("default", "small"):
             with load(folder / name, configuration=configuration) as model:
                 for batch in (1, 3):
                     yield trace(model, seed=len(name) + batch, batch=batch, greedy=False)
+
+
+def for_tensorrt(artifact: Path, windows: tuple[int, ...]) -> None:
+    """The same artifact with a plan for the stand-in of tests/cpp/tensorrt_stub, whose caches are not a token too large."""
+    folder = artifact.with_name(f"{artifact.name} tensorrt")
+    shutil.copytree(artifact, folder)
+    slack, chunk, batch = 16, 16, 3
+    plan = folder / "engine.sm80.plan"
+    plan.write_text(" ".join(map(str, (VOCABULARY, MAX_POSITIONS, max(windows) - 1 + slack, batch, chunk, *windows))))
+    entry = {"path": plan.name, "size": plan.stat().st_size, "sha256": hashlib.sha256(plan.read_bytes()).hexdigest()}
+
+    def edit(fields: dict[str, Any]) -> None:
+        fields["target"].update(backend="tensorrt", device="gpu")
+        fields["files"] = sorted([*fields["files"], entry], key=lambda one: one["path"])
+
+    rewritten(folder, edit)
 
 
 # ---- Real engines: tokens and text

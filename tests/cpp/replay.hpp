@@ -68,8 +68,7 @@ inline Json made(alize::Session &session, const Json &call, size_t v) {
     return {{"rows", rows}, {"reasons", reasons}};
 }
 
-inline void replay(const Json &trace) {
-    alize::LoadOptions options;
+inline void replay(const Json &trace, alize::LoadOptions options = {}) {
     options.configuration = trace["configuration"];
     const alize::Model model = alize::Model::load(trace["artifact"], options);
     alize::Session session = model.session(trace["batch"]);

@@ -12,3 +12,16 @@ TEST_CASE("sessions do what Python's sessions do") {
         replay(trace);
     }
 }
+
+// The same calls through the TensorRT back-end, on the stand-in that computes the same model.
+TEST_CASE("TensorRT's runner keeps its caches as the fake one does") {
+    own_state("tensorrt");
+    for (Json trace : data("traces")) {
+        CAPTURE(trace["artifact"]);
+        CAPTURE(trace["configuration"]);
+        trace["artifact"] = trace["artifact"].get<std::string>() + " tensorrt";
+        alize::LoadOptions options;
+        options.backend_path = ALIZE_STUB;
+        replay(trace, options);
+    }
+}
