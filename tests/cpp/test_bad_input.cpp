@@ -120,6 +120,51 @@ TEST_CASE("batches, options and buffers of a wrong size") {
     alize_model_free(handle);
 }
 
+TEST_CASE("tokens out of range, and more rows than any memory holds") {
+    own_state("range");
+    const alize::Model model = uniform();
+    alize::Session session = model.session();
+    for (const int64_t token : {INT64_MIN, int64_t{-1}, int64_t{61}, INT64_MAX}) {
+        CAPTURE(token);
+        const Json found = refusal([&] { session.append(std::vector<int64_t>{1, token}); });
+        CHECK(found["name"] == "TokenOutOfRange");
+        CHECK(found["message"] ==
+              "token " + std::to_string(token) +
+                  " at index 1 of row 0 is outside 0..60 (vocabulary of 61): use this model's tokenizer");
+    }
+    CHECK(session.positions()[0] == 0);
+    CHECK(refusal([&] { model.session(INT64_MAX); })["message"] ==
+          "no memory left: free some, or ask for less at once");
+}
+
+TEST_CASE("names that are no UTF-8") {
+    own_state("no-utf8");
+    for (const std::string name : {"\xff", "x\xf0", "\xe2\x82", "\x80"}) {
+        alize::LoadOptions device, configuration;
+        device.device = configuration.configuration = name;
+        const std::string folder = data_folder() + "/artifacts/uniform";
+        CHECK(refusal([&] { alize::Model::load(folder, device); })["name"] == "DeviceUnavailable");
+        CHECK(refusal([&] { alize::Model::load(folder, configuration); })["name"] == "UsageError");
+        CHECK(refusal([&] { alize::Model::load(name); })["name"] == "ArtifactError");
+        CHECK(refusal([&] { uniform().render_chat({{name, name}}); })["name"] == "UsageError");
+    }
+}
+
+TEST_CASE("an artifact in a folder of any name") {
+    own_state("names");
+    for (const char *name : {"with spaces", "été 冬 ہے", "\xff\xfe no UTF-8", "'quoted' \"twice\""}) {
+        CAPTURE(name);
+        const std::filesystem::path folder = std::filesystem::path(data_folder()) / "names" / name;
+        std::filesystem::remove_all(folder);
+        std::filesystem::create_directories(folder.parent_path());
+        std::filesystem::copy(data_folder() + "/artifacts/uniform", folder, std::filesystem::copy_options::recursive);
+        alize::Session session = alize::Model::load(folder.string()).session();
+        CHECK(session.append(std::vector<int64_t>{1, 2}).size() == 61);
+        std::filesystem::remove(folder / "golden.safetensors");
+        CHECK(refusal([&] { alize::Model::load(folder.string()); })["name"] == "TamperedArtifact");
+    }
+}
+
 TEST_CASE("the fake engine has no text, and says so") {
     own_state("text");
     const alize::Model model = uniform();

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -25,6 +26,8 @@ inline void say(alize_backend_error *error, const std::string &message) {
     error->message[size] = '\0';
 }
 
+constexpr const char *kNoMemory = "no memory left: free some, or ask for less at once";
+
 template <typename Body>
 int32_t guarded(alize_backend_error *error, Body body, alize_status otherwise = ALIZE_SESSION) noexcept {
     try {
@@ -33,6 +36,12 @@ int32_t guarded(alize_backend_error *error, Body body, alize_status otherwise = 
     } catch (const Refusal &refusal) {
         say(error, refusal.what());
         return refusal.status;
+    } catch (const std::bad_alloc &) {
+        say(error, kNoMemory);
+        return ALIZE_DEFECT;
+    } catch (const std::length_error &) {  // more than any memory
+        say(error, kNoMemory);
+        return ALIZE_DEFECT;
     } catch (const std::exception &other) {
         say(error, other.what());
         return otherwise;

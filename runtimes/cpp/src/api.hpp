@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 
 #include "alize/alize.h"
@@ -28,6 +29,8 @@ inline std::string &message() {
     return last;
 }
 
+constexpr const char *kNoMemory = "no memory left: free some, or ask for less at once";
+
 template <typename Body>
 alize_status guarded(Body body) noexcept {
     try {
@@ -37,7 +40,10 @@ alize_status guarded(Body body) noexcept {
         message() = error.what();
         return error.status();
     } catch (const std::bad_alloc &) {
-        message() = "no memory left: free some, or ask for less at once";
+        message() = kNoMemory;
+        return ALIZE_DEFECT;
+    } catch (const std::length_error &) {  // more than any memory
+        message() = kNoMemory;
         return ALIZE_DEFECT;
     } catch (const std::exception &error) {
         message() = alize::text(error.what(), " (a defect of alize: please report it)");

@@ -93,9 +93,10 @@ void append(std::string &out, const Json &value, size_t indent) {
 // The code point at `at`, which is moved on; the text is UTF-8.
 char32_t next(std::string_view text, size_t &at) {
     const auto lead = static_cast<unsigned char>(text[at++]);
-    const int more = lead < 0x80 ? 0 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+    size_t more = lead < 0x80 ? 0 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+    if (more > text.size() - at) more = 0;  // a caller's text, cut in a character: one byte at a time
     char32_t point = more == 0 ? lead : lead & (0x3F >> more);
-    for (int i = 0; i < more; i++) point = point << 6 | (static_cast<unsigned char>(text[at++]) & 0x3F);
+    for (size_t i = 0; i < more; i++) point = point << 6 | (static_cast<unsigned char>(text[at++]) & 0x3F);
     return point;
 }
 

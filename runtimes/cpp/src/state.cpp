@@ -98,7 +98,10 @@ FileRecords DeviceState::file_records(const std::filesystem::path &folder) const
 }
 
 void DeviceState::record_files(const std::filesystem::path &folder, const FileRecords &records) {
-    files_[resolved(folder)] = records;
+    const std::string name = resolved(folder);
+    if (not_utf8(name) != std::string::npos)  // JSON has no place for it
+        return warn(text(name, " is no UTF-8: its files are hashed again at every load; rename it"));
+    files_[name] = records;
     write();
 }
 

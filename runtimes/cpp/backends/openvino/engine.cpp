@@ -18,6 +18,15 @@ namespace {
 
 constexpr const char *kModelFile = "openvino_model.xml";
 
+// Letters of ASCII only, whatever the host's locale.
+char lower(char c) { return c >= 'A' && c <= 'Z' ? char(c + 32) : c; }
+
+// gpu.1 -> GPU.1
+std::string engine_name(std::string device) {
+    for (char &c : device) c = c >= 'a' && c <= 'z' ? char(c - 32) : c;
+    return device;
+}
+
 // OpenVINO's names for a configuration's options; see compile_properties in runtimes/openvino_runner.py.
 ov::AnyMap properties(const alize_backend_model &model) {
     std::map<std::string, alize_backend_option> options;
@@ -65,10 +74,7 @@ ov::CompiledModel compile(const alize_backend_model &model) {
         const auto graph = core.read_model(path);
         slice_before_head(*graph);
         if (model.experts > 0) add_expert_bias(*graph, model);
-        std::string device = model.device;
-        std::transform(device.begin(), device.end(), device.begin(),
-                       [](char c) { return c >= 'a' && c <= 'z' ? char(c - 32) : c; });
-        ov::CompiledModel compiled = core.compile_model(graph, device, properties(model));
+        ov::CompiledModel compiled = core.compile_model(graph, engine_name(model.device), properties(model));
         if (model.experts > 0) warm_up(compiled, model);
         return compiled;
     } catch (const std::exception &error) {
@@ -104,10 +110,16 @@ std::string processor_name() {
 
 std::vector<std::string> devices() {
     std::vector<std::string> found;
-    for (const std::string &device : ov::Core().get_available_devices()) {
-        if (device == "CPU") found.emplace_back("cpu");
+    for (std::string device : ov::Core().get_available_devices()) {
+        const std::string kind = device.substr(0, device.find('.'));
+        std::transform(device.begin(), device.end(), device.begin(), lower);
+        if (kind == "CPU" || kind == "GPU") found.push_back(device);
     }
     return found;
+}
+
+std::string device_name(const std::string &device) {
+    return device == "cpu" ? processor_name() : ov::Core().get_property(engine_name(device), ov::device::full_name);
 }
 
 OpenVinoEngine::OpenVinoEngine(const alize_backend_model &model)

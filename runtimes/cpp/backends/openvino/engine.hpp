@@ -1,4 +1,4 @@
-// OpenVINO on the CPU: the stateful graph, one infer request a session.
+// OpenVINO on a CPU or an Intel GPU (never run on one): the stateful graph, one infer request a session.
 #pragma once
 
 #include <memory>
@@ -15,7 +15,8 @@ namespace alize::backends {
 
 std::string engine_version();
 std::string processor_name();
-std::vector<std::string> devices();
+std::vector<std::string> devices();                  // cpu, gpu, gpu.1: those of this machine
+std::string device_name(const std::string &device);  // the processor, or the graphics unit
 
 class OpenVinoEngine {
 public:

@@ -25,7 +25,7 @@ int32_t fingerprint(const char *device, alize_backend_pair each, void *user, ali
         each(user, "backend", "openvino");
         each(user, "version", engine_version().c_str());
         each(user, "device", device);
-        each(user, "name", processor_name().c_str());
+        each(user, "name", device_name(device).c_str());
     });
 }
 
