@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -108,7 +109,8 @@ class Writer:
         self.graph.insert_before(self.place, node)
         return list(node.outputs)
 
-    def constant(self, values: int | list[int] | list[list[int]], name: str) -> ir.Value:
+    def constant(self, values: Any, name: str) -> ir.Value:
+        """int64, of a number or of lists of numbers."""
         node = ir.node("Constant", [], {"value": ir.tensor(values, dtype=ir.DataType.INT64)}, name=name)
         node.outputs[0].name = name
         self.graph.insert_before(self.place, node)

@@ -19,14 +19,15 @@ INTEGER_TYPES = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataT
 
 
 def read_integers(initializers: Mapping[str, ir.Value], stored: str) -> Integers:
-    """A matrix [out,in] by the name it is stored under, whichever way it lies."""
+    """A matrix [out,in], or a stack [E,out,in], by the name it is stored under, whichever way it lies."""
     values, scales = _unpacked(initializers[stored]), _unpacked(initializers[stored + SCALES])
     zeros = _unpacked(initializers[stored + ZERO_POINTS]) if stored + ZERO_POINTS in initializers else None
     if stored.endswith(SUFFIX):
         values, scales = torch.t(values), torch.t(scales)
         zeros = None if zeros is None else torch.t(zeros)
-    rows = len(values)
-    return Integers(values, scales.reshape(rows, -1), None if zeros is None else zeros.reshape(rows, -1))
+    leading = values.shape[:-1]  # [out], or [E,out] of a stack
+    zeros = None if zeros is None else zeros.reshape(*leading, -1)
+    return Integers(values, scales.reshape(*leading, -1), zeros)
 
 
 def _unpacked(value: ir.Value) -> torch.Tensor:

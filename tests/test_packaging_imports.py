@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STAGES = {"models": 1, "export": 2, "optimize": 3}
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "matplotlib", "huggingface_hub", "gguf"}
-BACKENDS = {"openvino", "openvino_tokenizers", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy"}
-EVERYONE = {"alize.errors", "alize.artifact"}
+BACKENDS = {"openvino", "openvino_tokenizers", "onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}
+EVERYONE = {"alize.errors", "alize.artifact", "alize.nvidia"}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -85,7 +85,9 @@ def test_runtimes_see_no_other_stage(path: Path) -> None:
     assert {package(name) for name in names} & HEAVY == set()
 
 
-@pytest.mark.parametrize("path", [ROOT / "src/alize/errors.py", *sources("src/alize/artifact")], ids=label)
+@pytest.mark.parametrize(
+    "path", [ROOT / "src/alize/errors.py", ROOT / "src/alize/nvidia.py", *sources("src/alize/artifact")], ids=label
+)
 def test_errors_and_artifact_use_the_standard_library_only(path: Path) -> None:
     names = set(imported(path))
     assert {package(name) for name in names} - set(sys.stdlib_module_names) <= {"alize"}
