@@ -33,6 +33,8 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend(name="openvino", extra="openvino", module="alize.runtimes.openvino_runner"),
         Backend(name="onnxruntime", extra="onnxruntime", module="alize.runtimes.onnxruntime_runner"),
+        Backend(name="tensorrt", extra="tensorrt", module="alize.runtimes.tensorrt_backend"),
+        Backend(name="tensorrt-rtx", extra="tensorrt-rtx", module="alize.runtimes.tensorrt_rtx_backend"),
         Backend(name="fake", extra="", module="alize.runtimes.fake"),
     )
 }
