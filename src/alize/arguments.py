@@ -11,8 +11,7 @@ from alize.errors import UsageError
 
 __all__ = ["TARGETS", "parse"]
 
-TARGETS = ("openvino", "onnxruntime")
-_LATER_TARGETS = ("tensorrt", "tensorrt-rtx")
+TARGETS = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
 _WEIGHTS = {"fp32": "fp32", "f32": "fp32", "fp16": "fp16", "f16": "fp16", "bf16": "bf16", "int8": "int8", "int4": "int4"}
 _GROUPS = ("128", "64", "32", "channel")
 _BUDGET_SECONDS = 300.0  # alize.building.DEFAULT_BUDGET_SECONDS, whose import --help cannot wait for
@@ -92,7 +91,12 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", type=_target, default="openvino", metavar="TARGET", help=f"{' or '.join(TARGETS)} (default: openvino)"
     )
-    parser.add_argument("--device", default="cpu", help="device of the target to compile for (default: cpu)")
+    parser.add_argument("--device", help="device of the target to compile for (default: cpu, of TensorRT gpu)")
+    parser.add_argument("--sm", metavar="LIST", help="of TensorRT: compute capabilities to build engines for, as 80,89")
+    parser.add_argument(
+        "--capacity", type=int, metavar="TOKENS", help="of TensorRT: what caches without a window hold (default: 4096)"
+    )
+    parser.add_argument("--batch", type=int, metavar="ROWS", help="of TensorRT: rows of a session at most (default: 4)")
     parser.add_argument(
         "--weights", type=_weights, metavar="TYPE", help="fp32, fp16, bf16, int8 or int4 (default: what the checkpoint holds)"
     )
@@ -103,7 +107,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--asymmetric", action="store_true", help="of int8 and int4: a zero point for each group")
     parser.add_argument(
-        "--experts", choices=("apart", "tiled"), help="form of a mixture of experts (default: what suits the device)"
+        "--experts", choices=("apart", "tiled", "gathered"), help="form of a mixture of experts (default: what suits the device)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")
     _add_adapter(parser, "PEFT LoRA adapter that is merged into the weights")
@@ -184,8 +188,6 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _target(name: str) -> str:
-    if name in _LATER_TARGETS:
-        raise UsageError(f"--target {name} is not there yet: use {' or '.join(TARGETS)}")
     if name not in TARGETS:
         raise UsageError(f"--target {name!r} is unknown: use {' or '.join(TARGETS)}")
     return name

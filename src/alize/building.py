@@ -11,7 +11,17 @@ from alize import __version__
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, ModelInfo, Source, Target, Validation
 from alize.artifact.pieces import Unfinished
 from alize.chat_form import CHAT_FORM, chat_form_json
-from alize.compilers import Compiler, DevicePlan, compiler_for, lowering_options, normal_weights, weights_for
+from alize.compilers import (
+    PROOF_BACKENDS,
+    Compiler,
+    DevicePlan,
+    EngineOptions,
+    compiled_for,
+    compiler_for,
+    lowering_options,
+    normal_weights,
+    weights_for,
+)
 from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
@@ -38,6 +48,7 @@ __all__ = ["DEFAULT_BUDGET_SECONDS", "REPORT", "build", "draft_manifest", "estim
 
 REPORT = "report.html"
 DEFAULT_BUDGET_SECONDS = 300.0
+_NO_ENGINE_OPTIONS = EngineOptions()
 
 
 def build(
@@ -45,7 +56,7 @@ def build(
     *,
     output: Path,
     target: str,
-    device: str = "cpu",
+    device: str | None = None,
     weights: str | None = None,
     experts: str | None = None,
     revision: str | None = None,
@@ -58,6 +69,7 @@ def build(
     force: bool = False,
     resume: bool = True,
     max_memory: int | None = None,
+    engine: EngineOptions = _NO_ENGINE_OPTIONS,
     progress: Progress | None = None,
 ) -> Manifest:
     """Compiles `source` for `target`, validates the result against PyTorch and seals it as the folder `output`.
@@ -71,6 +83,7 @@ def build(
     changes its mean KL for what the weights lose. force: replace an artifact. resume: an interrupted build keeps what it has
     finished in `.NAME.unfinished` beside the output, and goes on from there when it is called again.
     max_memory: bytes of anonymous memory that may be used, where that is less than the machine has available.
+    device: of the target, by default its first.   engine: what an engine for NVIDIA GPUs is compiled for.
 
     Raises UsageError, SourceError, BuildError, BackendUnavailable; ValidationFailed when the artifact does not say what
     PyTorch says: nothing is sealed then, and the report is left beside `output`.
@@ -79,8 +92,9 @@ def build(
     job = _prepare(
         source, output, target, device, weights, group_size, asymmetric, revision, adapter, budget_seconds, max_memory, progress
     )
-    compiler, checkpoint, expected = job.compiler, job.checkpoint, job.estimate
-    lowering_options(compiler, model_info(checkpoint), device=device, experts=experts)
+    compiler, checkpoint, expected, device = job.compiler, job.checkpoint, job.estimate, job.device
+    info = model_info(checkpoint)
+    options = lowering_options(compiler, info, device=device, experts=experts, engine=engine, weights=job.weights)
     budget = budget or Budget.for_weights(job.weights)
     if quantisation_budget is not None:
         budget = dataclasses.replace(budget, quantisation_kl=quantisation_budget)
@@ -97,7 +111,7 @@ def build(
         if checkpoint.adapter is not None:
             progress.stage("hash the adapter", total_bytes=checkpoint.adapter.size)
             checkpoint.adapter.sha256(advance=progress.advance)
-        draft = draft_manifest(checkpoint, compiler, device=device, weights=job.weights, experts=experts, origin=job.resolved)
+        draft = draft_manifest(checkpoint, compiler, device=device, weights=job.weights, options=options, origin=job.resolved)
         if found := unfinished.begin(_key(draft)):
             progress.note(found)
         rounded = round_weights(checkpoint, job.weights, unfinished.pieces, progress=progress)
@@ -115,6 +129,8 @@ def build(
             pieces=unfinished.pieces,
         )
         checkpoint.check_unchanged()
+        for name in compiler.temporary:
+            (building.folder / name).unlink(missing_ok=True)
         draft = dataclasses.replace(draft, validation=outcome.validation)
         progress.stage("report")
         _write_proof(building.folder, draft, outcome, output)
@@ -135,7 +151,7 @@ def estimate_build(
     *,
     output: Path,
     target: str,
-    device: str = "cpu",
+    device: str | None = None,
     weights: str | None = None,
     revision: str | None = None,
     adapter: Path | None = None,
@@ -159,6 +175,7 @@ class _Job:
     """What is settled before a build starts."""
 
     compiler: Compiler
+    device: str
     plan: DevicePlan
     resolved: Resolved
     checkpoint: Checkpoint
@@ -170,7 +187,7 @@ def _prepare(
     source: str,
     output: Path,
     target: str,
-    device: str,
+    device: str | None,
     weights: str | None,
     group_size: str | None,
     asymmetric: bool,
@@ -182,8 +199,11 @@ def _prepare(
 ) -> _Job:
     """Finds the checkpoint and refuses what can't be expressed, before any work is done."""
     compiler = compiler_for(target)
+    device = next(iter(compiler.devices)) if device is None else device
     plan = compiler.plan(device)
-    check_device(target, backend_module(target), plan.proof)
+    backend = plan.backend or target
+    compiler.versions()  # or it cannot be built here
+    check_device(backend, backend_module(backend, backends=PROOF_BACKENDS), plan.proof)
     resolved = resolve(source, revision=revision, progress=reporter(progress))
     checkpoint = Checkpoint.open(resolved.folder)
     info = model_info(checkpoint)
@@ -202,7 +222,7 @@ def _prepare(
         choices=plan.weights,
         max_memory=max_memory,
     )
-    return _Job(compiler, plan, resolved, checkpoint, stored, expected)
+    return _Job(compiler, device, plan, resolved, checkpoint, stored, expected)
 
 
 def stored_as(checkpoint: Checkpoint) -> str:
@@ -223,6 +243,7 @@ def draft_manifest(
     device: str,
     weights: str,
     experts: str | None = None,
+    options: dict[str, str] | None = None,
     origin: Resolved | None = None,
 ) -> Manifest:
     """The manifest as far as the checkpoint decides it: no passes, no structure, no verdict yet. Raises UsageError for a form
@@ -234,11 +255,13 @@ def draft_manifest(
     named = resolved.repo or "SOURCE"
     revision = f" --revision {resolved.commit}" if resolved.commit else ""
     adapter = "" if checkpoint.adapter is None else " --adapter ADAPTER"
-    options = lowering_options(compiler, info, device=device, experts=experts)
+    if options is None:
+        options = lowering_options(compiler, info, device=device, experts=experts)
     quantisation = Quantisation.parse(weights)
     shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
     chosen = f"--weights {weights}" if quantisation is None else quantisation.options
     chosen += "".join(f" --{name} {value}" for name, value in options.items())
+    info, configurations = compiled_for(compiler, info, options, compiler.plan(device).configurations_for(weights, shapes))
     return Manifest(
         alize=__version__,
         source=Source(
@@ -254,7 +277,7 @@ def draft_manifest(
         ),
         model=info,
         target=Target(compiler.target, device, weights, options, compiler.versions(), (), {}),
-        configurations=compiler.plan(device).configurations_for(weights, shapes),
+        configurations=configurations,
         validation=Validation("device-validated", "partial", (), {}, (), {}),
         rebuild=f"alize build {named}{revision}{adapter} --target {compiler.target} --device {device} {chosen} -o FOLDER",
     )

@@ -22,6 +22,7 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
         return _dry_run(options, out, output)
     with _needing(f"build,{options.target}"), _progress(options) as progress:
         from alize.building import build
+        from alize.compilers import EngineOptions
 
         manifest = build(
             options.source,
@@ -30,6 +31,7 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
             quantisation_budget=options.quantisation_budget,
             force=options.force,
             resume=not options.no_resume,
+            engine=EngineOptions(sm=options.sm, capacity=options.capacity, batch=options.batch),
             progress=progress,
             **_sizing(options),
         )

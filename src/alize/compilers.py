@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from alize.artifact.manifest import Configuration, ModelInfo
 from alize.errors import BackendUnavailable, UsageError
+from alize.nvidia import BATCH, CONTEXT, LARGEST_GPU, PACKAGES, Package, cache_bytes, engine_limits, parse_sms
 from alize.optimize.quantisation import Quantisation
+from alize.runtimes.registry import BACKENDS, Backend
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +26,18 @@ if TYPE_CHECKING:
     from alize.optimize.rounded import IntegerSource, Rounded
     from alize.validate.slices import SliceEngine
 
-__all__ = ["COMPILERS", "WEIGHTS", "Compiler", "DevicePlan", "compiler_for", "lowering_options", "normal_weights"]
+__all__ = [
+    "COMPILERS",
+    "PROOF_BACKENDS",
+    "WEIGHTS",
+    "Compiler",
+    "DevicePlan",
+    "EngineOptions",
+    "compiled_for",
+    "compiler_for",
+    "lowering_options",
+    "normal_weights",
+]
 
 WEIGHTS = ("fp32", "fp16", "bf16", "int8", "int4")
 _ALIASES = MappingProxyType({"f32": "fp32", "f16": "fp16"})
@@ -94,7 +107,8 @@ class DevicePlan:
     not have it ("graph-validated").   configurations: what `load` may run, the first by default.   integers: the same for weights
     that are integers, where the engine may round activations to 8 bits for a product; its exact mode is there too.
     weights: the precisions that it takes, the first where the checkpoint's own is not among them.   experts: the form of a
-    mixture of experts that is taken unless another is asked for.
+    mixture of experts that is taken unless another is asked for.   backend: of PROOF_BACKENDS, what plays the target on `proof`
+    where that is not the target's own.
     """
 
     proof: str
@@ -102,6 +116,7 @@ class DevicePlan:
     integers: tuple[Configuration, ...]
     weights: tuple[str, ...]
     experts: str
+    backend: str = ""
 
     def configurations_for(self, weights: str, shapes: Mapping[str, Sequence[int]]) -> tuple[Configuration, ...]:
         """What `load` may run of an artifact that stores `weights`, matrices [...,out,in] of these shapes by name.
@@ -122,7 +137,8 @@ class Compiler:
     """One target. accuracy: options of the engine's exact mode, what compile fidelity is measured in.
 
     devices: by name.   refused: devices that users would expect, and why not.   packages: whose versions go into the manifest.
-    experts: the forms that it lowers a mixture of experts to.
+    experts: the forms that it lowers a mixture of experts to.   kind: whose probe and companions it shares.   temporary: files
+    of the lowering that validation reads and the artifact does not keep.
     """
 
     target: str
@@ -131,6 +147,8 @@ class Compiler:
     refused: Mapping[str, str]
     packages: tuple[str, ...]
     experts: tuple[str, ...]
+    kind: str = ""
+    temporary: tuple[str, ...] = ()
 
     def plan(self, device: str) -> DevicePlan:
         """Raises UsageError naming the devices that it compiles for."""
@@ -143,19 +161,19 @@ class Compiler:
 
     @property
     def lowering(self) -> Lowering:
-        return cast(Lowering, self._module(f"alize.optimize.lower_{self.target}"))
+        return cast(Lowering, self._module(f"alize.optimize.lower_{self.target.replace('-', '_')}"))
 
     @property
     def probe(self) -> Probe:
-        return cast(Probe, self._module(f"alize.validate.probe_{self.target}"))
+        return cast(Probe, self._module(f"alize.validate.probe_{self.kind or self.target}"))
 
     @property
     def slicer(self) -> Slicer:
-        return cast(Slicer, self._module(f"alize.validate.slices_{self.target}"))
+        return cast(Slicer, self._module(f"alize.validate.slices_{self.kind or self.target}"))
 
     @property
     def companion(self) -> Companion:
-        return cast(Companion, self._module(f"alize.optimize.companions_{self.target}"))
+        return cast(Companion, self._module(f"alize.optimize.companions_{self.kind or self.target}"))
 
     def versions(self) -> dict[str, str]:
         """Package -> version, of what decides the artifact's bytes. Raises BackendUnavailable."""
@@ -226,6 +244,33 @@ COMPILERS: dict[str, Compiler] = {
 }
 
 
+def _tensorrt(package: Package) -> Compiler:
+    """TensorRT by either package. What it computes in is settled by the graph, so there is one configuration."""
+    plan = DevicePlan(
+        proof="cpu",
+        backend="graph",
+        configurations=(Configuration("default", {}),),
+        integers=(Configuration("default", {}),),
+        weights=("fp16", "bf16", "int8", "int4"),
+        experts="gathered",
+    )
+    return Compiler(
+        target=package.target,
+        accuracy={"accuracy": True},
+        devices={"gpu": plan},
+        refused={"cpu": "its engines are for NVIDIA GPUs"},
+        packages=("torch", "onnx-ir", "onnxruntime", *package.distributions),
+        experts=("gathered",),
+        kind="tensorrt",
+        temporary=("graph.onnx.data",),
+    )
+
+
+COMPILERS |= {target: _tensorrt(package) for target, package in PACKAGES.items()}
+
+PROOF_BACKENDS = BACKENDS | {"graph": Backend(name="graph", extra="build", module="alize.validate.graph_proof")}
+
+
 def compiler_for(target: str) -> Compiler:
     """Raises UsageError naming the targets that exist."""
     if target not in COMPILERS:
@@ -233,19 +278,95 @@ def compiler_for(target: str) -> Compiler:
     return COMPILERS[target]
 
 
-def lowering_options(compiler: Compiler, info: ModelInfo, *, device: str, experts: str | None = None) -> dict[str, str]:
-    """The choices of a lowering that have a name on the command line: `experts` for a mixture of experts, else none.
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Of an engine with static shapes. sm: compute capabilities, as 80,89.   capacity: tokens that its caches hold, where a layer
+    has no window.   batch: rows of a session at most."""
 
-    Raises UsageError for a form that the target has not, and for a model without experts.
+    sm: str | None = None
+    capacity: int | None = None
+    batch: int | None = None
+
+
+_NO_ENGINE_OPTIONS = EngineOptions()
+
+
+def lowering_options(
+    compiler: Compiler,
+    info: ModelInfo,
+    *,
+    device: str,
+    experts: str | None = None,
+    engine: EngineOptions = _NO_ENGINE_OPTIONS,
+    weights: str = "",
+) -> dict[str, str]:
+    """The choices of a lowering that have a name on the command line: `experts` for a mixture of experts, and what an engine of
+    static shapes is compiled for.
+
+    Raises UsageError for a form that the target has not, for a model without experts, and for what `engine` can't be.
     """
+    options = _engine_options(compiler, info, engine, weights)
     if not info.experts:
         if experts is not None:
             raise UsageError(f"--experts {experts}: the model has no experts; leave it out")
-        return {}
+        return options
     form = compiler.plan(device).experts if experts is None else experts
     if form not in compiler.experts:
         raise UsageError(f"--experts {form} is not a form of target {compiler.target}: use {' or '.join(compiler.experts)}")
-    return {"experts": form}
+    return {"experts": form} | options
+
+
+def _engine_options(compiler: Compiler, info: ModelInfo, engine: EngineOptions, weights: str) -> dict[str, str]:
+    if compiler.kind != "tensorrt":
+        given = [name for name, value in vars(engine).items() if value is not None]
+        if given:
+            raise UsageError(f"--{given[0]} is for --target {' and '.join(PACKAGES)}, not for {compiler.target}: leave it out")
+        return {}
+    sms = parse_sms(PACKAGES[compiler.target], engine.sm, weights)
+    batch = BATCH if engine.batch is None else engine.batch
+    options = {"sm": ",".join(map(str, sms)), "batch": str(batch)}
+    if batch < 1:
+        raise UsageError(f"--batch {batch} must be at least 1")
+    if 0 not in info.windows:
+        if engine.capacity is not None:
+            raise UsageError(
+                f"--capacity {engine.capacity}: every layer has a window, which decides what is cached; leave it out"
+            )
+        return options
+    capacity = min(CONTEXT, info.max_positions) if engine.capacity is None else engine.capacity
+    if not 1 <= capacity <= info.max_positions:
+        raise UsageError(f"--capacity {capacity} must be at least 1 and at most {info.max_positions}, the model's positions")
+    _check_cache(info, capacity, batch)
+    return options | {"capacity": str(capacity)}
+
+
+def _check_cache(info: ModelInfo, capacity: int, batch: int) -> None:
+    """Raises UsageError for caches that no GPU could hold."""
+    size = cache_bytes(info.windows, capacity, batch, 2 * info.key_value_heads * info.head_size)
+    if size > LARGEST_GPU:
+        rows = f" for {batch} rows" if batch > 1 else ""
+        raise UsageError(
+            f"--capacity {capacity}{rows} takes {size / 1e9:.0f} GB of caches, and no GPU has more than {LARGEST_GPU / 1e9:.0f}: "
+            "choose a smaller one, or a smaller --batch"
+        )
+
+
+def compiled_for(
+    compiler: Compiler, info: ModelInfo, options: Mapping[str, str], configurations: tuple[Configuration, ...]
+) -> tuple[ModelInfo, tuple[Configuration, ...]]:
+    """The model and the configurations as an engine of static shapes has them: no more positions than its caches hold, and
+    sessions that cut their work to its chunk. Of other targets both as they are."""
+    if compiler.kind != "tensorrt":
+        return info, configurations
+    context = int(options.get("capacity", 0))
+    limits = engine_limits(info.windows, context)
+    cut: dict[str, str | int | bool] = {"chunk": limits.chunk}
+    if limits.window_capacity:
+        cut["slack"] = limits.window_capacity - (max(info.windows) - 1)
+    return (
+        replace(info, max_positions=min(context, info.max_positions) if context else info.max_positions),
+        tuple(replace(one, options={**one.options, **cut}) for one in configurations),
+    )
 
 
 def weights_for(plan: DevicePlan, device: str, *, asked: str | None, stored: str) -> str:

@@ -24,11 +24,18 @@ PROCESS = 300_000_000
 WORKING = 80_000_000
 """Anonymous bytes of what is computed on the way and too small to be told apart."""
 
-COPIED = {"openvino": 2.2, "onnxruntime": 2.7}
+COPIED = {"openvino": 2.2, "onnxruntime": 2.7, "tensorrt": 2.7, "tensorrt-rtx": 2.7}
 """Of the largest weight as it is stored, what comparing it with the checkpoint's holds (writing it holds no more): copies."""
 
-UNPACKED = {"openvino": {"fp32": 1.0, "fp16": 2.0, "bf16": 2.0}, "onnxruntime": {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0}}
-"""Of the weights in float32, what the engine holds once it has run: OpenVINO keeps them both converted and packed."""
+_ONNXRUNTIME = {"fp32": 1.0, "fp16": 1.0, "bf16": 1.0}
+UNPACKED = {
+    "openvino": {"fp32": 1.0, "fp16": 2.0, "bf16": 2.0},
+    "onnxruntime": _ONNXRUNTIME,
+    "tensorrt": _ONNXRUNTIME,
+    "tensorrt-rtx": _ONNXRUNTIME,
+}
+"""Of the weights in float32, what the engine holds once it has run: OpenVINO keeps them both converted and packed. What is
+lowered for TensorRT is run by ONNX Runtime."""
 
 SLICE = 1.2
 """Of a slice's weights, what is held while it runs: the engine does not give back all of the slice before."""
@@ -36,9 +43,9 @@ SLICE = 1.2
 OTHER_FILES = 3_000_000
 """Bytes of graph, report and golden prompts; the tokenizer's files are counted as they are."""
 
-SCRATCH = {"openvino": 1.0, "onnxruntime": 0.0}
-"""Of the output's weights in floats, what lies on the disk beside them for a while: OpenVINO reads them from a scratch ONNX file.
-Integers lie in files of their own until the artifact is sealed, whatever the target."""
+SCRATCH = {"openvino": 1.0, "onnxruntime": 0.0, "tensorrt": 1.0, "tensorrt-rtx": 1.0}
+"""Of the output's weights in floats, what lies on the disk beside them for a while: OpenVINO reads them from a scratch
+ONNX file, and what TensorRT parses is one. Integers lie in files of their own until the artifact is sealed, whatever the target."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["show", "survey"]
 
-_LATER = ("tensorrt", "tensorrt-rtx")
-
 
 def survey(*, backends: "Mapping[str, Backend] | None" = None) -> dict[str, Any]:
     """A report for `--json`: docs/cli.md describes its fields. Packages are looked up, engines are imported and asked."""
@@ -26,7 +24,7 @@ def survey(*, backends: "Mapping[str, Backend] | None" = None) -> dict[str, Any]
         "alize": __version__,
         "python": platform.python_version(),
         "build": {"ready": None not in build.values(), "packages": build, "remedy": _remedy(build, "build")},
-        "targets": targets + [_later(name) for name in _LATER],
+        "targets": targets,
     }
 
 
@@ -72,23 +70,12 @@ def _ask(backend: "Backend") -> tuple[str | None, list[str]]:
     from alize.runtimes.registry import backend_module
 
     try:
-        return None, backend_module(backend.name, backends={backend.name: backend}).devices()
+        devices = backend_module(backend.name, backends={backend.name: backend}).devices()
     except AlizeError as error:
         return str(error), []
     except Exception as error:  # noqa: BLE001  a broken driver or package is a finding here, whatever it raises
         return f"{type(error).__name__}: {error}", []
-
-
-def _later(name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "build": False,
-        "run": False,
-        "devices": [],
-        "versions": {},
-        "missing": ["not there yet in this alize"],
-        "remedy": None,
-    }
+    return (None if devices else "no device of its kind here"), devices
 
 
 def _packages(extra: str) -> dict[str, str | None]:

@@ -163,8 +163,8 @@ def test_a_device_that_is_not_there(target: str, built: BuiltOnce, alize: Alize,
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--target", "abacus"], "'abacus' is unknown: use openvino or onnxruntime"),
-        (["--target", "tensorrt"], "tensorrt is not there yet: use openvino or onnxruntime"),
+        (["--target", "abacus"], "'abacus' is unknown: use openvino or onnxruntime or tensorrt"),
+        (["--sm", "89"], "--sm is for --target tensorrt and tensorrt-rtx, not for openvino: leave it out"),
         (["--weights", "fp12"], "--weights 'fp12' is unknown: use one of fp32, fp16, bf16, int8, int4"),
         (["--weights", "fp16", "--group-size", "64"], "--group-size 64 is for --weights int8 and int4, not for fp16"),
         (["--asymmetric"], "--asymmetric is for --weights int8 and int4, not for fp32"),

@@ -38,6 +38,11 @@ def validate_artifact(
     from alize.validate.run import validate_folder
 
     manifest = read(artifact)
+    if compiler_for(manifest.target.backend).temporary:
+        raise UsageError(
+            f"{artifact} keeps the graph that was proven without its weights, so --source cannot prove it again: leave it out to "
+            f"replay the golden prompts, or `{manifest.rebuild}`"
+        )
     progress.stage("verify", total_bytes=sum(entry.size for entry in manifest.files))
     verify(artifact, manifest, full=True, advance=progress.advance)
     checkpoint = Checkpoint.open(resolve(source, progress=reporter(progress)).folder)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import ModelInfo
 from alize.runtimes.registry import Engine
-from alize.runtimes.session import Session
+from alize.runtimes.session import Runner, Session
 from alize.runtimes.taps import TappedRunner
 from alize.validate.cases import Case
 
@@ -21,7 +21,7 @@ def run_case(
     """tokens int64 [N]; kept int64 [n], ascending. Returns the positions int64 [m] and logits float32 [m,V] of every row's
     kept positions, step after step."""
     rows = len(case.first)
-    with Session(engine.runner(rows), info, batch=rows, chunk=case.chunk, slack=case.chunk) as session:
+    with _session(engine, engine.runner(rows), info, case) as session:
         found = [_pick(logits, sizes, starts, kept) for logits, sizes, starts in feed(session, case, tokens)]
     return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
 
@@ -47,10 +47,16 @@ def chosen_experts(engine: Engine, info: ModelInfo, case: Case, tokens: NDArray[
     """The experts [L,S,top_k] that an engine opened with `expert_taps` chooses in each row of the case."""
     rows = len(case.first)
     runner = cast(TappedRunner, engine.runner(rows))
-    with Session(runner, info, batch=rows, chunk=case.chunk, slack=case.chunk) as session:
+    with _session(engine, runner, info, case) as session:
         for _ in feed(session, case, tokens):
             pass
     return [np.stack([runner.taps.row(b, name) for name in expert_taps(info)]).astype(np.int64) for b in range(rows)]
+
+
+def _session(engine: Engine, runner: Runner, info: ModelInfo, case: Case) -> Session:
+    """Cut as the case asks for, or as an engine of static shapes can take it."""
+    chunk = min(case.chunk, getattr(engine, "chunk", case.chunk))
+    return Session(runner, info, batch=len(case.first), chunk=chunk, slack=chunk)
 
 
 def feed(

@@ -17,7 +17,7 @@ from alize.optimize.round_to_integers import Integers
 from alize.optimize.rounded import IntegerSource
 from alize.optimize.transpose_weights import SUFFIX
 
-__all__ = ["cut_experts", "residual_stream", "stored_integers", "stored_weights"]
+__all__ = ["between", "cut_experts", "residual_stream", "stored_integers", "stored_weights"]
 
 _DTYPES = {
     ir.DataType.FLOAT: torch.float32,
@@ -84,14 +84,14 @@ def cut_experts(
     experts int64 [n,top_k] and the output float32 [n,M]. Only this layer's weights are read.
     """
     start, names = f"layers.{layer}.moe_input", [f"layers.{layer}.{part}" for part in ("router_logits", "experts", "moe")]
-    session = _session(_between(onnx.load(folder / MODEL_FILE, load_external_data=False), start, names), folder)
+    session = _session(between(onnx.load(folder / MODEL_FILE, load_external_data=False), start, names), folder)
     given = {start: hidden[None], "input_ids": np.zeros((1, len(hidden)), np.int64)}
     found = session.run(names, {value.name: given[value.name] for value in session.get_inputs()})
     logits, experts, output = (array.reshape(len(hidden), -1) for array in found)
     return logits, experts, output
 
 
-def _between(model: onnx.ModelProto, start: str, ends: list[str]) -> onnx.ModelProto:
+def between(model: onnx.ModelProto, start: str, ends: list[str]) -> onnx.ModelProto:
     """The model from the value `start`, which becomes an input float32, to the values `ends`."""
     graph, makers = model.graph, {name: node for node in model.graph.node for name in node.output}
     reached, waiting = {start}, list(ends)
@@ -99,7 +99,7 @@ def _between(model: onnx.ModelProto, start: str, ends: list[str]) -> onnx.ModelP
         name = waiting.pop()
         if name and name not in reached:
             reached.add(name)
-            waiting += makers[name].input if name in makers else []
+            waiting += _read(makers[name]) if name in makers else []
     kept = [node for node in graph.node if start not in node.output and reached & set(node.output)]
     inputs = [onnx.helper.make_tensor_value_info(start, onnx.TensorProto.FLOAT, None)]
     inputs += [value for value in graph.input if value.name in reached]
@@ -108,6 +108,12 @@ def _between(model: onnx.ModelProto, start: str, ends: list[str]) -> onnx.ModelP
     weights = [tensor for tensor in graph.initializer if tensor.name in reached]
     part = onnx.helper.make_graph(kept, "experts", inputs, outputs, weights)
     return onnx.helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def _read(node: onnx.NodeProto) -> list[str]:
+    """The values that a node reads, also inside its branches; what these make themselves is nobody's output and goes nowhere."""
+    inner = [name for attribute in node.attribute for part in attribute.g.node for name in _read(part)]
+    return [*node.input, *inner]
 
 
 def _session(model: onnx.ModelProto, folder: Path) -> Any:

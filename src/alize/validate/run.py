@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alize.artifact.manifest import Manifest, ModelInfo, Validation
 from alize.artifact.pieces import Pieces
-from alize.compilers import Compiler
+from alize.compilers import PROOF_BACKENDS, Compiler
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference, WeightRule
 from alize.models.registry import single_weights, weights_of
@@ -103,6 +104,7 @@ class _Validation:
         self.folder, self.draft, self.checkpoint = folder, draft, checkpoint
         self.compiler, self.budget, self.progress = compiler, budget, progress
         self.info: ModelInfo = draft.model
+        self.backend = compiler.plan(draft.target.device).backend or compiler.target
         self.device = compiler.plan(draft.target.device).proof  # another one than the artifact's where that need not be here
         self.cross = self.device != draft.target.device
         self.cases: list[CaseEvidence] = []
@@ -337,12 +339,12 @@ class _Validation:
         return () if self.slices is None else (f"all layers at once and the greedy continuation: it ran in {spelt(self.slices)}",)
 
     def _open(self, options: dict[str, str | int | bool], taps: Sequence[str] = ()) -> Engine:
-        target = self.draft.target
-        return backend_module(target.backend).open(self.folder, self.draft, self.device, options, taps)
+        return backend_module(self.backend, backends=PROOF_BACKENDS).open(self.folder, self.draft, self.device, options, taps)
 
     def _nothing(self) -> Outcome:
         left_out = ("everything: the validation budget is 0 s",)
-        validation = Validation("device-validated", "partial", left_out, self.budget.as_dict(), (), {})
+        level: Literal["device-validated", "graph-validated"] = "graph-validated" if self.cross else "device-validated"
+        validation = Validation(level, "partial", left_out, self.budget.as_dict(), (), {})
         return Outcome(
             validation, Evidence((), None, None, left_out=left_out), (), golden_budget(self.budget, self.draft.target.weights)
         )
