@@ -45,7 +45,7 @@ OTHER_FILES = 3_000_000
 
 SCRATCH = {"openvino": 1.0, "onnxruntime": 0.0, "tensorrt": 1.0, "tensorrt-rtx": 1.0}
 """Of the output's weights in floats, what lies on the disk beside them for a while: OpenVINO reads them from a scratch
-ONNX file, and what TensorRT parses is one. Integers lie in files of their own until the artifact is sealed, whatever the target."""
+ONNX file, and what TensorRT parses is one. Integers lie in files of their own until the artifact is sealed, for any target."""
 
 
 @dataclass(frozen=True)
