@@ -15,13 +15,12 @@ from alize.compilers import (
     PROOF_BACKENDS,
     Compiler,
     DevicePlan,
-    EngineOptions,
-    compiled_for,
     compiler_for,
     lowering_options,
     normal_weights,
     weights_for,
 )
+from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions, compiled_for
 from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
@@ -48,7 +47,6 @@ __all__ = ["DEFAULT_BUDGET_SECONDS", "REPORT", "build", "draft_manifest", "estim
 
 REPORT = "report.html"
 DEFAULT_BUDGET_SECONDS = 300.0
-_NO_ENGINE_OPTIONS = EngineOptions()
 
 
 def build(
@@ -69,7 +67,7 @@ def build(
     force: bool = False,
     resume: bool = True,
     max_memory: int | None = None,
-    engine: EngineOptions = _NO_ENGINE_OPTIONS,
+    engine: EngineOptions = NO_ENGINE_OPTIONS,
     progress: Progress | None = None,
 ) -> Manifest:
     """Compiles `source` for `target`, validates the result against PyTorch and seals it as the folder `output`.
@@ -261,7 +259,7 @@ def draft_manifest(
     shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
     chosen = f"--weights {weights}" if quantisation is None else quantisation.options
     chosen += "".join(f" --{name} {value}" for name, value in options.items())
-    info, configurations = compiled_for(compiler, info, options, compiler.plan(device).configurations_for(weights, shapes))
+    info, configurations = compiled_for(compiler.target, info, options, compiler.plan(device).configurations_for(weights, shapes))
     return Manifest(
         alize=__version__,
         source=Source(

@@ -22,7 +22,7 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
         return _dry_run(options, out, output)
     with _needing(f"build,{options.target}"), _progress(options) as progress:
         from alize.building import build
-        from alize.compilers import EngineOptions
+        from alize.engine_options import EngineOptions
 
         manifest = build(
             options.source,

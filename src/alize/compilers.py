@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from alize.artifact.manifest import Configuration, ModelInfo
+from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions, options_of_engine
 from alize.errors import BackendUnavailable, UsageError
-from alize.nvidia import BATCH, CONTEXT, LARGEST_GPU, PACKAGES, Package, cache_bytes, engine_limits, parse_sms
+from alize.nvidia import PACKAGES, Package
 from alize.optimize.quantisation import Quantisation
 from alize.runtimes.registry import BACKENDS, Backend
 
@@ -32,8 +33,6 @@ __all__ = [
     "WEIGHTS",
     "Compiler",
     "DevicePlan",
-    "EngineOptions",
-    "compiled_for",
     "compiler_for",
     "lowering_options",
     "normal_weights",
@@ -278,26 +277,13 @@ def compiler_for(target: str) -> Compiler:
     return COMPILERS[target]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """Of an engine with static shapes. sm: compute capabilities, as 80,89.   capacity: tokens that its caches hold, where a layer
-    has no window.   batch: rows of a session at most."""
-
-    sm: str | None = None
-    capacity: int | None = None
-    batch: int | None = None
-
-
-_NO_ENGINE_OPTIONS = EngineOptions()
-
-
 def lowering_options(
     compiler: Compiler,
     info: ModelInfo,
     *,
     device: str,
     experts: str | None = None,
-    engine: EngineOptions = _NO_ENGINE_OPTIONS,
+    engine: EngineOptions = NO_ENGINE_OPTIONS,
     weights: str = "",
 ) -> dict[str, str]:
     """The choices of a lowering that have a name on the command line: `experts` for a mixture of experts, and what an engine of
@@ -305,7 +291,7 @@ def lowering_options(
 
     Raises UsageError for a form that the target has not, for a model without experts, and for what `engine` can't be.
     """
-    options = _engine_options(compiler, info, engine, weights)
+    options = options_of_engine(compiler.target, info, engine, weights)
     if not info.experts:
         if experts is not None:
             raise UsageError(f"--experts {experts}: the model has no experts; leave it out")
@@ -314,59 +300,6 @@ def lowering_options(
     if form not in compiler.experts:
         raise UsageError(f"--experts {form} is not a form of target {compiler.target}: use {' or '.join(compiler.experts)}")
     return {"experts": form} | options
-
-
-def _engine_options(compiler: Compiler, info: ModelInfo, engine: EngineOptions, weights: str) -> dict[str, str]:
-    if compiler.kind != "tensorrt":
-        given = [name for name, value in vars(engine).items() if value is not None]
-        if given:
-            raise UsageError(f"--{given[0]} is for --target {' and '.join(PACKAGES)}, not for {compiler.target}: leave it out")
-        return {}
-    sms = parse_sms(PACKAGES[compiler.target], engine.sm, weights)
-    batch = BATCH if engine.batch is None else engine.batch
-    options = {"sm": ",".join(map(str, sms)), "batch": str(batch)}
-    if batch < 1:
-        raise UsageError(f"--batch {batch} must be at least 1")
-    if 0 not in info.windows:
-        if engine.capacity is not None:
-            raise UsageError(
-                f"--capacity {engine.capacity}: every layer has a window, which decides what is cached; leave it out"
-            )
-        return options
-    capacity = min(CONTEXT, info.max_positions) if engine.capacity is None else engine.capacity
-    if not 1 <= capacity <= info.max_positions:
-        raise UsageError(f"--capacity {capacity} must be at least 1 and at most {info.max_positions}, the model's positions")
-    _check_cache(info, capacity, batch)
-    return options | {"capacity": str(capacity)}
-
-
-def _check_cache(info: ModelInfo, capacity: int, batch: int) -> None:
-    """Raises UsageError for caches that no GPU could hold."""
-    size = cache_bytes(info.windows, capacity, batch, 2 * info.key_value_heads * info.head_size)
-    if size > LARGEST_GPU:
-        rows = f" for {batch} rows" if batch > 1 else ""
-        raise UsageError(
-            f"--capacity {capacity}{rows} takes {size / 1e9:.0f} GB of caches, and no GPU has more than {LARGEST_GPU / 1e9:.0f}: "
-            "choose a smaller one, or a smaller --batch"
-        )
-
-
-def compiled_for(
-    compiler: Compiler, info: ModelInfo, options: Mapping[str, str], configurations: tuple[Configuration, ...]
-) -> tuple[ModelInfo, tuple[Configuration, ...]]:
-    """The model and the configurations as an engine of static shapes has them: no more positions than its caches hold, and
-    sessions that cut their work to its chunk. Of other targets both as they are."""
-    if compiler.kind != "tensorrt":
-        return info, configurations
-    context = int(options.get("capacity", 0))
-    limits = engine_limits(info.windows, context)
-    cut: dict[str, str | int | bool] = {"chunk": limits.chunk}
-    if limits.window_capacity:
-        cut["slack"] = limits.window_capacity - (max(info.windows) - 1)
-    return (
-        replace(info, max_positions=min(context, info.max_positions) if context else info.max_positions),
-        tuple(replace(one, options={**one.options, **cut}) for one in configurations),
-    )
 
 
 def weights_for(plan: DevicePlan, device: str, *, asked: str | None, stored: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from alize.artifact import Manifest
 from alize.building import build
-from alize.compilers import EngineOptions
+from alize.engine_options import EngineOptions
 from alize.errors import ArtifactError, DeviceUnavailable, LoweringFailed, NotValidated, UsageError
 from alize.nvidia import PACKAGES
 from alize.optimize import lower_tensorrt, static_cache
