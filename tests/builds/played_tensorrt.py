@@ -146,6 +146,7 @@ class PlayedContext:
     def _run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         kinds = {"tensor(int64)": np.int64, "tensor(float16)": np.float16}
         binding = self._session.io_binding()
+        binding.bind_output("logits")
         for value in self._session.get_inputs():
             place = ("cpu", 0, kinds[value.type], shapes[value.name], addresses[value.name])
             binding.bind_input(value.name, *place)
@@ -153,7 +154,6 @@ class PlayedContext:
                 present = value.name.replace("past_key_values", "present")
                 assert addresses[present] == addresses[value.name], "a cache is read and written at one address"
                 binding.bind_output(present, *place)
-        binding.bind_output("logits")
         self._session.run_with_iobinding(binding)
         logits = np.ascontiguousarray(binding.get_outputs()[0].numpy())
         logits[..., ::2] += self._error
