@@ -46,8 +46,9 @@ def read_kernels(plan: Path) -> list[Kernel]:
     """In the order that they run. Raises LoweringFailed."""
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         places = [match.start() for match in _KERNEL.finditer(text)]
-        ends = [*places[1:], len(text)]
-        found = [_kernel(text[place : min(end, place + _LONGEST)]) for place, end in zip(places, ends, strict=True)]
+        found = [
+            _kernel(text[place : min(end, place + _LONGEST)]) for place, end in zip(places, [*places, len(text)][1:], strict=True)
+        ]
     if not found:
         raise LoweringFailed(f"{plan.name} lists no kernels: this version of TensorRT writes plans that alize cannot look into")
     return found
