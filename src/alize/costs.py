@@ -40,6 +40,9 @@ lowered for TensorRT is run by ONNX Runtime."""
 SLICE = 1.2
 """Of a slice's weights, what is held while it runs: the engine does not give back all of the slice before."""
 
+MEASURED = 64 * 8 * 8
+"""Bytes for each word of the vocabulary while two sets of logits are compared: some float64 of 64 positions at a time."""
+
 OTHER_FILES = 3_000_000
 """Bytes of graph, report and golden prompts; the tokenizer's files are counted as they are."""
 
@@ -160,8 +163,9 @@ def build_memory(model: Model, plan: Plan) -> int:
     layer = 4 * (model.layer + model.matrix) + stream + max(scores, 3 * 4 * min(ROWS, plan.length) * model.inner)
     logits = 4 * len(kept_positions(plan.length)) * info.vocab_size
     head = 6 * min(HEAD_ROWS, info.vocab_size) * info.hidden_size + 2 * logits
+    compared = logits + MEASURED * info.vocab_size
     copied = COPIED[model.target] * model.largest_bytes
-    return PROCESS + model.merging.memory + int(max(copied, WORKING + logits + max(layer, head)))
+    return PROCESS + model.merging.memory + int(max(copied, WORKING + logits + max(layer, head, compared)))
 
 
 def run_memory(model: Model, plan: Plan, layers: int) -> int:
@@ -173,4 +177,6 @@ def run_memory(model: Model, plan: Plan, layers: int) -> int:
     weights = weights + head + table if layers == model.info.layers else SLICE * (weights + max(head, table))
     rows = max((len(case.first) * max(case.first) for case in plan.cases), default=0)
     logits = 3 * 4 * rows * model.info.vocab_size  # the engine's, the runner's copy of them and the session's
-    return PROCESS + WORKING + int(weights + logits)
+    kept = len(kept_positions(plan.length))
+    answers = 2 * 4 * sum(min(case.tokens, len(case.first) * kept) for case in plan.cases) * model.info.vocab_size
+    return PROCESS + WORKING + int(weights + logits + answers) + MEASURED * model.info.vocab_size

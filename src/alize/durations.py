@@ -107,7 +107,7 @@ def _written(folder: Path, size: int = 1 << 24) -> float | None:
         return None
 
 
-def _rate(amount: float, work: Callable[[], object], least: float = 0.1) -> float:
+def _rate(amount: float, work: Callable[[], object], least: float = 0.2) -> float:
     """Over `least` seconds, not for the best moment of them: a build meets the machine's other work as well."""
     rounds, spent, began = 0, 0.0, time.perf_counter()
     while spent < least:
@@ -122,7 +122,7 @@ _NOMINAL = 2.2e7
 _FIRST_READ = 1e9
 """Bytes a second of the checkpoint's first reading, from the disk."""
 
-_SLOW_STEPS = {("onnxruntime", 4): 0.8e-9, ("onnxruntime", 8): 4e-9}
+_SLOW_STEPS = {("onnxruntime", 4): 0.8e-9, ("onnxruntime", 8): 7e-9}
 """Seconds a weight and step: ONNX Runtime's exact products with integers unpack all of them for every token."""
 
 
@@ -159,7 +159,9 @@ class _Work:
 
     def opened(self) -> float:
         """The engine opens the artifact: integers stay packed, floats are unpacked and packed again."""
-        return self.python(0.3, 0.03) + self.copied(2 * self.model.stored_bytes if self.bits else 2 * self.floats)
+        if self.bits:
+            return self.python(0.6, 0.06) + self.copied(2 * self.model.stored_bytes)
+        return self.python(0.3, 0.03) + self.copied(2 * self.floats)
 
     def products(self, tokens: int) -> float:
         return 2 * self.model.active * tokens / self.speed.multiplied
@@ -167,7 +169,7 @@ class _Work:
     def reference(self, tokens: int, *, stored: bool = True) -> float:
         """One run of the reference. stored: over the artifact's weights, which may be integers; else the checkpoint's."""
         unpacked = 12 * self.floats / 4 * (5 if stored and self.bits else 1)
-        return self.python(0.3, 0.03) + self.products(tokens) + self.copied(unpacked) + self.merged()
+        return self.python(0.5, 0.05) + self.products(tokens) + self.copied(unpacked) + self.merged()
 
     def merged(self) -> float:
         return self.model.merging.seconds(multiplied=self.speed.multiplied, copied=self.speed.copied)
@@ -191,18 +193,20 @@ def _building(work: _Work) -> dict[str, float]:
     read = (model.read_bytes + model.merging.read_bytes) / min(2 * speed.hashed, _FIRST_READ)
     seconds = {"hash the checkpoint": read}
     if work.bits:
-        seconds[f"round to int{work.bits}"] = 1.3 * model.parameters / speed.rounded + work.kept() + work.merged()
+        seconds[f"round to int{work.bits}"] = 0.9 * model.parameters / speed.rounded + work.kept() + work.merged()
     lowered = work.copied(4 * model.read_bytes + 4 * model.stored_bytes) + work.kept()
     if work.bits:
-        lowered = work.kept() + (0.0 if model.target == "openvino" else work.copied(60 * model.parameters))
+        lowered = work.kept() + (
+            0.0 if model.target == "openvino" else work.copied((40 if work.bits == 4 else 8) * model.parameters)
+        )
     elif model.target == "openvino":
         lowered += work.kept()  # the scratch file
     return seconds | {
-        "export to ONNX": work.python(1.5, 0.18),
+        "export to ONNX": work.python(1.0, 0.12),
         f"lower to {model.target}": work.python(0.3, 0.015) + lowered,
         "inspect the compiled graph": work.python(0.7, 0.08 if model.target == "openvino" else 0.01) + work.opened(),
-        "companions": work.python((3.0 if model.target == "openvino" else 0.6) if work.tokenizer else 0.1),
-        "report": work.python(0.8),
+        "companions": work.python((2.0 if model.target == "openvino" else 0.5) if work.tokenizer else 0.1),
+        "report": work.python(0.5),
         "seal": model.stored_bytes / speed.hashed + work.kept(),
     }
 
@@ -215,7 +219,7 @@ def _validating(work: _Work, *, exact: bool) -> dict[str, float]:
         runs["reference in bfloat16"] = once
     if not exact:
         runs["reference, original weights"] = work.reference(plan.length, stored=False)
-    compared = (120 if model.target == "openvino" else 250) * model.parameters if work.bits else 6 * model.stored_bytes
+    compared = (120 if work.bits == 4 else 25) * model.parameters if work.bits else 6 * model.stored_bytes
     tokens, steps = sum(case.tokens for case in plan.cases), sum(1 + len(case.steps) for case in plan.cases)
     differs = work.bits or model.target == "openvino"  # from the engine's exact mode
     artifact = work.opened() + work.products(tokens) + steps * work.step(exact=True)
