@@ -111,3 +111,12 @@ def test_one_build_at_a_time(output: Path) -> None:
             pass
         assert unfinished.pieces.get("one") is not None
     assert not folder.exists()
+
+
+def test_what_was_dropped_is_gone_for_good(output: Path) -> None:
+    folder = interrupted(output, one=b"first", two=b"second")
+    pieces = Pieces(folder)
+    pieces.drop("one")
+    pieces.drop("never there")
+    assert (len(pieces), pieces.get("one"), (folder / "pieces" / "one").exists()) == (1, None, False)
+    assert len(Pieces(folder)) == 1
