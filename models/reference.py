@@ -22,7 +22,7 @@ from alize.models.checkpoint import Checkpoint
 from alize.models.mistral import Layer
 from alize.models.ops import attention_body, moe_body
 from alize.models.registry import family_for
-from alize.models.routing import Router, Routing
+from alize.models.routing import Follow, Router, Routing
 
 __all__ = [
     "ALL_ROWS",
@@ -163,11 +163,11 @@ class Reference:
         *,
         positions: Sequence[NDArray[np.int64]] | None = None,
         progress: Progress | None = None,
-        follow: Sequence[NDArray[np.int64]] | None = None,
+        follow: Sequence[Follow] | None = None,
         bookmark: Bookmark | None = None,
     ) -> ReferenceRun:
         """sequences: int64 [S] each, at positions 0..S-1. positions: for each sequence the positions [n] whose logits are
-        returned, in that order; None = all. follow: for each sequence the experts [L,S,top_k] that are used in place of what
+        returned, in that order; None = all. follow: for each sequence what is used in place of what
         the routers choose. bookmark: where it goes on from, and is told of each layer. Raises CorruptCheckpoint (NaN or
         infinite weights), UnsupportedModel (weights that do not fit in the dtype asked for)."""
         report = progress or _silent
@@ -201,7 +201,7 @@ class Reference:
         self,
         index: int,
         hidden: list[Tensor],
-        follow: Sequence[NDArray[np.int64] | None],
+        follow: Sequence[Follow | None],
         taps: list[dict[str, NDArray[np.float32]]] | None = None,
     ) -> list[list[Routing]]:
         """Takes every sequence through layer `index`, in place. The layer is gone when this returns.

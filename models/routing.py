@@ -1,7 +1,7 @@
 """What the routers of a reference run choose: written down, and overruled where another choice is to be followed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from alize.models.ops import choose_experts, moe_body
 
-__all__ = ["Router", "Routing"]
+__all__ = ["Follow", "NearTies", "Router", "Routing"]
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,48 @@ class Routing:
         return cls(np.stack(experts), np.stack(logits), np.stack(lag))
 
 
+@dataclass(frozen=True)
+class NearTies:
+    """To be followed in place of chosen experts: the router's own, but in a near-tie the next one instead of the last.
+
+    tolerance: how far apart the top_k-th logit and the next may be.   share: how many of these are turned round, drawn by `seed`.
+    """
+
+    tolerance: float
+    share: float = 1.0
+    seed: int = 0
+    layer: int = 0
+
+    def __getitem__(self, layer: int) -> "NearTies":
+        """Of one layer, as of an array [L,S,top_k]."""
+        return replace(self, layer=layer)
+
+    def choose(self, logits: Tensor, top_k: int, first: int) -> Tensor:
+        """Logits [n,E] of the positions from `first` on -> int64 [n,top_k]."""
+        own = choose_experts(logits, min(top_k + 1, logits.shape[1]))
+        if own.shape[1] == top_k:
+            return own
+        ordered = logits.gather(1, own)
+        drawn = np.random.default_rng((self.seed, self.layer, first)).random(len(logits)) < self.share
+        turned = (ordered[:, top_k - 1] - ordered[:, top_k] <= self.tolerance) & torch.from_numpy(drawn)
+        last = torch.where(turned, own[:, top_k], own[:, top_k - 1])
+        return torch.cat([own[:, : top_k - 1], last[:, None]], dim=1)
+
+
+Follow = NDArray[np.int64] | NearTies
+"""Experts [L,S,top_k] (of one layer [S,top_k]) to use in place of the router's own, or how they are to be chosen."""
+
+
 class Router(TorchFunctionMode):
     """Sees the calls of `sparse_moe` of one layer and one sequence [1,S,M], which may come in blocks of positions.
 
-    follow: int64 [S,top_k], experts to use in place of the router's own. Entered inside `SplitSums`, it leaves the sums to it.
+    follow: of this layer. Entered inside `SplitSums`, it leaves the sums to it.
     """
 
-    def __init__(self, follow: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, follow: Follow | None = None) -> None:
         super().__init__()
-        self._follow = None if follow is None else torch.from_numpy(np.asarray(follow, np.int64))
+        self._ties = follow if isinstance(follow, NearTies) else None
+        self._follow = None if follow is None or self._ties else torch.from_numpy(np.asarray(follow, np.int64))
         self._done = 0
         self._found: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -71,6 +104,9 @@ class Router(TorchFunctionMode):
 
     def _choose(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """The experts of a block [n,top_k] and their lag [n]."""
+        if self._ties is not None:
+            own, chosen = choose_experts(logits, top_k), self._ties.choose(logits, top_k, self._done)
+            return chosen, logits.gather(1, own).amin(dim=1) - logits.gather(1, chosen).amin(dim=1)
         if self._follow is None:
             return choose_experts(logits, top_k), torch.zeros(len(logits))
         follow = self._follow[self._done : self._done + len(logits)]

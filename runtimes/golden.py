@@ -21,10 +21,22 @@ from numpy.typing import NDArray
 from alize.errors import ArtifactError
 from alize.runtimes.session import Session
 
-__all__ = ["GOLDEN", "Budget", "Case", "Figures", "Verdict", "judge", "measure", "read_golden", "write_golden"]
+__all__ = [
+    "DECODED",
+    "GOLDEN",
+    "Budget",
+    "Case",
+    "Figures",
+    "Verdict",
+    "compare",
+    "judge",
+    "measure",
+    "read_golden",
+    "write_golden",
+]
 
 GOLDEN = "golden.safetensors"
-_DECODED = 8
+DECODED = 8
 """Tokens at the end of each prompt that are appended one by one, so that the engine's decoding is replayed as well."""
 
 
@@ -90,7 +102,7 @@ def read_golden(path: Path) -> tuple[Budget, Iterator[Case]]:
 
 def measure(session: Session, cases: Iterator[Case]) -> list[Figures]:
     """Replay every prompt through a session of batch 1 and compare. The session is reset before each."""
-    return [_compare(case.log_probs, _replay(session, case)) for case in cases]
+    return [compare(case.log_probs, _replay(session, case)) for case in cases]
 
 
 def judge(figures: Sequence[Figures], budget: Budget) -> Verdict:
@@ -147,7 +159,7 @@ def _replay(session: Session, case: Case) -> NDArray[np.float32]:
     """Logits[n,V] at case.positions; of the rest no more than a chunk is ever held."""
     session.reset()
     size = len(case.prompt)
-    prefill = size - min(_DECODED, size // 2)
+    prefill = size - min(DECODED, size // 2)
     starts = [*range(0, prefill, session.limits.chunk), *range(prefill, size)]
     kept = []
     for start, stop in zip(starts, [*starts[1:], size], strict=True):
@@ -158,7 +170,8 @@ def _replay(session: Session, case: Case) -> NDArray[np.float32]:
     return np.concatenate(kept)
 
 
-def _compare(reference: NDArray[np.float32], logits: NDArray[np.float32]) -> Figures:
+def compare(reference: NDArray[np.float32], logits: NDArray[np.float32]) -> Figures:
+    """log-probabilities (or logits) [n,V] of the reference, logits [n,V] of the device."""
     rows = np.arange(len(reference))
     with np.errstate(invalid="ignore"):  # what is no number stays so, and fails
         expected, found = _log_softmax(reference), _log_softmax(logits)

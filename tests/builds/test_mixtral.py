@@ -7,6 +7,7 @@ from alize.building import build
 from alize.compilers import COMPILERS
 from alize.errors import UsageError
 from alize.models.session import open as open_torch
+from alize.runtimes.golden import GOLDEN, read_golden
 from alize.runtimes.model import load
 from alize.runtimes.session import Session, session_limits
 from tests.builds.conftest import WINDOW, Alize, BuiltOnce
@@ -28,6 +29,8 @@ def test_it_passes_and_says_which_experts_ran(target: str, built: BuiltOnce, ali
     covered = manifest.validation.figures["experts"]
     assert covered["pairs"] == covered["by_prompts"] + covered["forced"] == 12
     assert covered["unreachable"] == 0
+    asked = sum(len(case.positions) for case in read_golden(one.folder / GOLDEN)[1])
+    assert covered["golden_positions"] == asked and covered["golden_kl_of_near_ties"] < 0.25 * 0.1
     assert "experts" in alize("inspect", one.folder).out
 
 

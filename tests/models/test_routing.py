@@ -11,7 +11,7 @@ from alize.models import reference
 from alize.models.checkpoint import Checkpoint
 from alize.models.ops import choose_experts, moe_body
 from alize.models.reference import Reference
-from alize.models.routing import Routing
+from alize.models.routing import NearTies, Routing
 from tests.tiny import tiny_checkpoint
 
 LAYERS, EXPERTS, TOP_K, HIDDEN = 2, 4, 2, 32
@@ -47,6 +47,22 @@ def test_each_sequence_has_its_own(checkpoint: Checkpoint) -> None:
     both = Reference(checkpoint).run([TOKENS, TOKENS[:5]]).routing
     assert both[1].experts.shape == (LAYERS, 5, TOP_K)
     np.testing.assert_array_equal(both[1].experts, both[0].experts[:, :5])
+
+
+def test_near_ties_can_be_turned_round(checkpoint: Checkpoint) -> None:
+    """The next expert in place of the last chosen one, where the two are near enough; of a share of them the same each time."""
+    (own,) = Reference(checkpoint).run([TOKENS]).routing
+    ordered = np.argsort(-own.logits[0], axis=-1, kind="stable")
+    margin = np.take_along_axis(own.logits[0], ordered, -1) @ np.array([0, 1, -1, 0])
+    tolerance = float(np.median(margin))
+    near = margin <= tolerance
+    follow = [NearTies(tolerance), NearTies(tolerance, share=0.5, seed=1), NearTies(tolerance, share=0.5, seed=1), NearTies(-1.0)]
+    every, *half, none = Reference(checkpoint).run([TOKENS] * 4, follow=follow).routing
+    np.testing.assert_array_equal(every.experts[0], np.where(near[:, None], ordered[:, [0, 2]], ordered[:, :2]))
+    np.testing.assert_allclose(every.lag[0], np.where(near, margin, 0), rtol=1e-6)
+    np.testing.assert_array_equal(half[0].experts, half[1].experts)
+    assert 0 < (half[0].lag[0] > 0).sum() < near.sum()
+    np.testing.assert_array_equal(none.experts, own.experts)
 
 
 def test_a_model_without_experts_has_none(tmp_path: Path) -> None:

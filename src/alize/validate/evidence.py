@@ -33,7 +33,8 @@ class Evidence:
     """floor: float32 in another summation order.   floor_bf16: the reference computed in bfloat16. None where left out.
 
     findings: what was found wrong, most telling first (a window, a weight, a layer). continuation: prompt and greedy text.
-    coverage: which experts were run; None where the model has none, or nothing was measured.
+    coverage: which experts were run; None where the model has none, or nothing was measured. golden: figures of the golden
+    prompts of a model with experts.
     """
 
     cases: tuple[CaseEvidence, ...]
@@ -43,6 +44,7 @@ class Evidence:
     left_out: tuple[str, ...] = ()
     continuation: dict[str, str] = field(default_factory=dict)
     coverage: Coverage | None = None
+    golden: dict[str, float] = field(default_factory=dict)
 
     @property
     def complaints(self) -> tuple[str, ...]:
@@ -59,7 +61,7 @@ class Evidence:
         floors = {"float32 floor": self.floor, "bfloat16 floor": self.floor_bf16}
         figures = {name: floor.finite_summary() for name, floor in floors.items() if floor is not None}
         if self.coverage is not None:
-            figures["experts"] = self.coverage.figures() | {"near_ties_followed": float(followed)}
+            figures["experts"] = self.coverage.figures() | {"near_ties_followed": float(followed)} | self.golden
         return Validation(
             level="graph-validated" if cross else "device-validated",
             verdict="fail" if self.complaints else "pass",

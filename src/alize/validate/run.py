@@ -29,7 +29,7 @@ from alize.validate.cut_out import examine
 from alize.validate.diagnose import changed_weights
 from alize.validate.drive import chosen_experts, expert_taps, run_case
 from alize.validate.evidence import CaseEvidence, Evidence
-from alize.validate.golden_prompts import golden_budget, golden_cases
+from alize.validate.golden_prompts import golden_budget, golden_replay
 from alize.validate.judge import Budget, fidelity_limit, judge_fidelity, judge_loss
 from alize.validate.locate import locate
 from alize.validate.measure import Figures, measure
@@ -143,6 +143,8 @@ class _Validation:
         findings += forced
         if any(case.reasons and case.question == "compile fidelity" for case in self.cases):
             findings += self._locate(tokens[: (max(self.info.windows) or UNWINDOWED_SPAN) + 3], coverage)
+        limits, reference = golden_budget(self.budget, self.draft.target.weights), Reference(self.checkpoint, weights=self.rule)
+        replay = golden_replay(self.info, tokens, references, limits, reference=reference, progress=self.progress)
         evidence = Evidence(
             cases=tuple(self.cases),
             floor=references.floor,
@@ -151,13 +153,10 @@ class _Validation:
             left_out=(*plan.left_out, *self._elsewhere(), *self._sliced(), *(coverage.unreachable_names() if coverage else ())),
             continuation=continuation,
             coverage=coverage,
+            golden=replay.figures,
         )
-        return Outcome(
-            evidence.verdict(cross=self.cross, budget=self.budget, followed=self.followed),
-            evidence,
-            golden_cases(self.info, tokens, references),
-            golden_budget(self.budget, self.draft.target.weights),
-        )
+        verdict = evidence.verdict(cross=self.cross, budget=self.budget, followed=self.followed)
+        return Outcome(verdict, evidence, replay.cases, replay.budget)
 
     def _rule(self, *, right: bool) -> WeightRule:
         """The weights that the artifact should hold: integers as they were made; without those as the artifact holds them where
