@@ -22,7 +22,7 @@ from alize.models.tensor_info import TensorInfo, View
 
 __all__ = ["BLOCK", "Adapter", "LowRank", "Merge"]
 
-BLOCK = 1 << 22  # elements of a product made together
+BLOCK = 1 << 20  # elements of a product made together
 HASHED = 1 << 24  # bytes hashed together
 
 
@@ -51,7 +51,8 @@ class LowRank:
         step = max(1, BLOCK // max(1, place.shape[1]))
         for start in range(0, place.shape[0], step):
             block = slice(start, start + step)
-            product = ((left @ right[:, block]).T if self.transposed else left[block] @ right) * self.scale
+            product = (left @ right[:, block]).T if self.transposed else left[block] @ right
+            product *= self.scale
             place[block] += product.to(place.dtype) if self.rounded else product
 
 

@@ -111,8 +111,9 @@ class Model:
 class Merging:
     """Of merging an adapter, all 0 where there is none.
 
-    memory: bytes of the largest merged matrix, and of a block of its product.   changed: parameters that it changes.
-    products: floating point operations of making each product once.   read_bytes: of the adapter.
+    memory: bytes of the largest merged matrix, and of what a block of its product takes: eight copies in float32 (measured).
+    changed: parameters that it changes.   products: floating point operations of making each product once.
+    read_bytes: of the adapter.
     """
 
     memory: int
@@ -131,7 +132,7 @@ class Merging:
         changed = {name: math.prod(info.shape) for name, info in infos.items()}
         ranks = {name: max((one.rank for one in merge.products), default=0) for name, merge in adapter.merges.items()}
         products = sum(2 * ranks[name] * count for name, count in changed.items())
-        return Merging(largest + 2 * 4 * BLOCK, sum(changed.values()), products, adapter.size)
+        return Merging(largest + 8 * 4 * BLOCK, sum(changed.values()), products, adapter.size)
 
     def seconds(self, *, multiplied: float, copied: float) -> float:
         """Of merging everything once: its product is made, added and looked through. Speeds are those of `durations.Speed`."""
