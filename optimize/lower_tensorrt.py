@@ -91,7 +91,7 @@ def check_structure(
     """
     if slices is not None:
         raise LoweringFailed("the lowered graph does not fit in memory to be proven, and is not cut: build on a larger machine")
-    data = (folder / f"{GRAPH_FILE}.data").stat().st_size
+    data = (folder / f"{GRAPH_FILE}.data").stat().st_size + _unpacked_table(folder)
     counts = {}
     for sm in _sms(options):
         plan = folder / plan_name(sm)
@@ -109,6 +109,15 @@ def check_structure(
             else {}
         ),
     }
+
+
+def _unpacked_table(folder: Path) -> int:
+    """Bytes of a table of integers in float16: rows are looked up in it so, and TensorRT unpacks it when it builds."""
+    table = ir.load(folder / GRAPH_FILE).graph.initializers.get("model.embed_tokens.weight")
+    if table is None or table.dtype != ir.DataType.INT8 or table.shape is None:
+        return 0
+    rows, columns = table.shape.numpy()
+    return 2 * int(rows) * int(columns)
 
 
 def _sms(options: Mapping[str, str]) -> list[int]:
