@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from alize import cli
 from alize.arguments import parse
 from alize.building import build, estimate_build
-from alize.compilers import COMPILERS
 from alize.errors import AdapterError, CorruptCheckpoint
 from alize.models import adapter as adapter_module
 from alize.models.checkpoint import Checkpoint
@@ -50,7 +49,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(base, adapter, merged)
 
 
-@pytest.mark.parametrize(("target", "options"), [("openvino", {"weights": "int4"}), *((one, {}) for one in COMPILERS)])
+@pytest.mark.parametrize(
+    ("target", "options"), [("openvino", {"weights": "int4"}), *((one, {}) for one in ("openvino", "onnxruntime"))]
+)
 def test_an_artifact_of_the_merged_weights(target: str, options: dict[str, Any], made: Made, tmp_path: Path) -> None:
     with_adapter, without = (
         build(str(source), output=tmp_path / source.name, target=target, budget=GENEROUS, **options, **more)
