@@ -8,7 +8,6 @@ import pytest
 
 from alize import estimate as module
 from alize.building import build, estimate_build, model_info
-from alize.compilers import COMPILERS
 from alize.costs import Model, build_memory, run_memory
 from alize.durations import Speed, stage_seconds
 from alize.errors import BuildError
@@ -16,7 +15,7 @@ from alize.estimate import Estimate, estimate
 from alize.models.checkpoint import Checkpoint
 from alize.validate.run import plan_for
 from tests.builds.conftest import Alize, alize  # noqa: F401 - a fixture
-from tests.tiny import tiny_checkpoint
+from tests.tiny import RUN_HERE, tiny_checkpoint
 
 LAYERS = 6
 GB = 10**9
@@ -105,7 +104,7 @@ def test_what_would_fit_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPat
     assert "for one layer in float32 and what is computed with it, 1.0 MB may be used: free memory, or build on" in problem
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_what_does_not_fit_is_refused_before_it_starts(target: str, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "deep" / "out"
     with pytest.raises(BuildError, match=r"1\.0 MB may be used"):
@@ -117,7 +116,7 @@ def test_what_does_not_fit_is_refused_before_it_starts(target: str, checkpoint: 
         told.check()
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_a_build_that_does_not_fit_at_once_is_run_in_slices(target: str, checkpoint: Path, tmp_path: Path) -> None:
     limit = estimate_build(str(checkpoint), output=tmp_path / "out", target=target).run_memory - 1
     manifest = build(str(checkpoint), output=tmp_path / "out", target=target, max_memory=limit)

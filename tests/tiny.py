@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+RUN_HERE = ("openvino", "onnxruntime")
+"""The targets whose artifacts any machine runs; the others have tests of their own."""
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 YARN: dict[str, Any] = {  # so few original positions that every test goes beyond them

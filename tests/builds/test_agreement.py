@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from alize.compilers import COMPILERS
 from alize.models import session as torch_backend
 from alize.runtimes.generate import GenerationOptions, generate
 from alize.runtimes.model import load
 from alize.runtimes.session import Session
 from tests.builds.conftest import WINDOW, Built, BuiltOnce
+from tests.tiny import RUN_HERE
 
 COUNT = 2 * WINDOW + 9
 ROWS = np.random.default_rng(3).integers(3, 259, (3, 2 * WINDOW + 3))
@@ -40,7 +40,7 @@ def assert_torch_agrees(
 
 
 @pytest.mark.parametrize("model", ["windowed", "full", "bfloat16"])
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_greedy_tokens_are_those_of_torch(target: str, model: str, built: BuiltOnce) -> None:
     one = built(target, model)
     with load(one.folder) as loaded:
@@ -54,7 +54,7 @@ def test_greedy_tokens_are_those_of_torch(target: str, model: str, built: BuiltO
 
 
 @pytest.mark.parametrize("model", ["windowed", "full"])
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_an_unequal_batch_writes_what_torch_writes(target: str, model: str, built: BuiltOnce) -> None:
     one = built(target, model)
     lengths = [2 * WINDOW + 3, 4, WINDOW]
@@ -63,7 +63,7 @@ def test_an_unequal_batch_writes_what_torch_writes(target: str, model: str, buil
     assert_torch_agrees(one, ROWS, written, lengths)
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_a_cache_that_shifts_again_and_again_changes_nothing(target: str, built: BuiltOnce) -> None:
     one = built(target)
     with (

@@ -16,7 +16,7 @@ from alize import __version__
 from alize.arguments import parse
 from alize.artifact import Manifest, read, verify
 from alize.building import build
-from alize.compilers import COMPILERS, compiler_for
+from alize.compilers import compiler_for
 from alize.errors import NotValidated, ValidationFailed
 from alize.models.checkpoint import Checkpoint
 from alize.record import OWN_RUN
@@ -24,7 +24,7 @@ from alize.runtimes.golden import read_golden
 from alize.runtimes.model import load
 from alize.validate.judge import Budget
 from tests.builds.conftest import WINDOW, BuiltOnce
-from tests.tiny import tiny_checkpoint
+from tests.tiny import RUN_HERE, tiny_checkpoint
 
 TOKENIZER = {"config.json", "generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"}
 ALWAYS = TOKENIZER | {"chat_form.json", "golden.safetensors", "report.html"}
@@ -34,7 +34,7 @@ FILES = {
 }
 DTYPES = {"windowed": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-each_target = pytest.mark.parametrize("target", COMPILERS)
+each_target = pytest.mark.parametrize("target", RUN_HERE)
 
 
 @each_target

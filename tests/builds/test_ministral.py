@@ -8,17 +8,16 @@ import pytest
 
 from alize.artifact import read
 from alize.building import build
-from alize.compilers import COMPILERS
 from alize.inspect_artifact import describe
 from alize.models.registry import family_for
 from alize.runtimes.model import load
 from tests.builds.conftest import WINDOW, BuiltOnce
 from tests.models.multimodal_checkpoints import multimodal_checkpoint
-from tests.tiny import write_tokenizer
+from tests.tiny import RUN_HERE, write_tokenizer
 
 LEFT_OUT = "Mistral3ForConditionalGeneration (text model of a multimodal checkpoint; vision tower left out)"
 
-each_target = pytest.mark.parametrize("target", COMPILERS)
+each_target = pytest.mark.parametrize("target", RUN_HERE)
 
 
 @each_target
@@ -34,7 +33,7 @@ def test_both_targets_say_the_same_of_a_mixed_model(built: BuiltOnce) -> None:
     """Far beyond the window, in chunks that evict."""
     tokens = np.random.default_rng(0).integers(0, 320, (1, 20 * WINDOW))
     logits = []
-    for target in COMPILERS:
+    for target in RUN_HERE:
         with load(built(target, "mixed").folder) as model, model.session() as session:
             logits.append([session.append(part)[0, 0] for part in np.split(tokens, 20, axis=1)])
     np.testing.assert_allclose(*logits, rtol=0, atol=0.05)  # one has a float16 cache

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from alize.building import build
-from alize.compilers import COMPILERS
 from alize.errors import UsageError
 from alize.models.session import open as open_torch
 from alize.runtimes.golden import GOLDEN, read_golden
 from alize.runtimes.model import load
 from alize.runtimes.session import Session, session_limits
 from tests.builds.conftest import WINDOW, Alize, BuiltOnce
+from tests.tiny import RUN_HERE
 
-each_target = pytest.mark.parametrize("target", COMPILERS)
+each_target = pytest.mark.parametrize("target", RUN_HERE)
 
 
 @each_target

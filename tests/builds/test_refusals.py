@@ -23,8 +23,9 @@ from alize.errors import (
 from alize.runtimes.model import load
 from alize.runtimes.registry import backend_module
 from tests.builds.conftest import Alize, Built, BuiltOnce
+from tests.tiny import RUN_HERE
 
-each_target = pytest.mark.parametrize("target", COMPILERS)
+each_target = pytest.mark.parametrize("target", RUN_HERE)
 
 
 def flip(path: Path, offset: int) -> None:

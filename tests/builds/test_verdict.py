@@ -12,7 +12,7 @@ import pytest
 
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, read
 from alize.building import build, draft_manifest
-from alize.compilers import COMPILERS, compiler_for
+from alize.compilers import compiler_for
 from alize.errors import NotValidated, SourceError, TamperedArtifact
 from alize.models.checkpoint import Checkpoint
 from alize.progress import SilentProgress
@@ -24,10 +24,10 @@ from alize.validate import validate_artifact
 from alize.validate.judge import Budget
 from alize.validate.run import validate_folder
 from tests.builds.conftest import Alize, Built, BuiltOnce
-from tests.tiny import tiny_checkpoint
+from tests.tiny import RUN_HERE, tiny_checkpoint
 from tests.validate.tampering import lower, window_of
 
-each_target = pytest.mark.parametrize("target", COMPILERS)
+each_target = pytest.mark.parametrize("target", RUN_HERE)
 
 
 @pytest.fixture

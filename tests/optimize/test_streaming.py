@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alize.compilers import COMPILERS, compiler_for
+from alize.compilers import compiler_for
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint, Weight
 from alize.models.reference import Reference
@@ -15,7 +15,7 @@ from alize.optimize.passes import write
 from alize.optimize.quantisation import Quantisation
 from alize.optimize.quantise import _Matrix, quantise
 from alize.optimize.store_weights import store_weights
-from tests.tiny import tiny_checkpoint
+from tests.tiny import RUN_HERE, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ class Alive:
 
 
 @pytest.mark.parametrize("weights", ["bf16", "fp32", "int4-g32"])
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_a_lowering_holds_one_weight(
     target: str, weights: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

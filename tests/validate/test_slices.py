@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from alize.artifact import Manifest
 from alize.building import draft_manifest
-from alize.compilers import COMPILERS, compiler_for
+from alize.compilers import compiler_for
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.optimize.openvino_slices import Slices
@@ -21,12 +21,12 @@ from alize.validate.judge import Budget
 from alize.validate.prompts import validation_tokens
 from alize.validate.run import Outcome, plan_for, validate_folder
 from alize.validate.slices import chosen_in_slices, even_slices, run_cases, spelt
-from tests.tiny import KINDS, tiny_checkpoint
+from tests.tiny import KINDS, RUN_HERE, tiny_checkpoint
 from tests.validate import tampering
 
 CUTS: tuple[Slices, ...] = (((0, 1), (1, 3)), ((0, 1), (1, 2), (2, 3)))
 kinds = pytest.mark.parametrize("kind", ["v0.1", "tied", "ministral", "mixtral"])
-targets = pytest.mark.parametrize("target", COMPILERS)
+targets = pytest.mark.parametrize("target", RUN_HERE)
 
 Lowered = Callable[[str, str], tuple[Path, Checkpoint, Manifest]]
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from alize.building import draft_manifest
-from alize.compilers import COMPILERS, compiler_for
+from alize.compilers import compiler_for
 from alize.models.checkpoint import Checkpoint
 from alize.progress import SilentProgress
 from alize.validate.judge import Budget
 from alize.validate.run import Outcome, validate_folder
-from tests.tiny import tiny_checkpoint
+from tests.tiny import RUN_HERE, tiny_checkpoint
 from tests.validate import tampering
 from tests.validate.tampering import SPOILT, Spoil, Tamper, lower
 
@@ -53,7 +53,7 @@ def validate(
     return validate_folder(folder, draft, checkpoint, compiler, budget=budget, budget_seconds=budget_seconds, progress=progress)
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_an_untouched_lowering_passes(target: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert lower(checkpoint, target, tmp_path / "out", tampering.nothing) is None
     outcome = validate(tmp_path / "out", checkpoint, target)
@@ -64,7 +64,7 @@ def test_an_untouched_lowering_passes(target: str, checkpoint: Checkpoint, tmp_p
 
 
 @pytest.mark.parametrize("name", WRONG)
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_a_wrong_artifact_is_caught_and_named(target: str, name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     tamper, finding, structure = WRONG[name]
     seen = lower(checkpoint, target, tmp_path / "out", tamper)
@@ -92,7 +92,7 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.mark.parametrize("weights", ["int4-g32", "int4-g32-asym", "int8-channel"])
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_untouched_integers_pass(target: str, weights: str, wider: Checkpoint, tmp_path: Path) -> None:
     assert lower(wider, target, tmp_path / "out", tampering.nothing, weights=weights) is None
     outcome = validate(tmp_path / "out", wider, target, weights=weights, budget=GENEROUS)
@@ -101,7 +101,7 @@ def test_untouched_integers_pass(target: str, weights: str, wider: Checkpoint, t
 
 
 @pytest.mark.parametrize("name", WRONG_INTEGERS)
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_one_wrong_integer_or_scale_is_caught_and_named(target: str, name: str, wider: Checkpoint, tmp_path: Path) -> None:
     spoil, finding = WRONG_INTEGERS[name]
     with tampering.spoilt_rounding(spoil):
@@ -111,7 +111,7 @@ def test_one_wrong_integer_or_scale_is_caught_and_named(target: str, name: str, 
     assert outcome.evidence.findings[0] == finding
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_floats_where_integers_should_be_are_named(target: str, wider: Checkpoint, tmp_path: Path) -> None:
     lower(wider, target, tmp_path / "out", tampering.nothing)
     outcome = validate(tmp_path / "out", wider, target, weights="int4-g32", budget=GENEROUS)

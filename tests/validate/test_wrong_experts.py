@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from alize.building import draft_manifest
-from alize.compilers import COMPILERS, compiler_for
+from alize.compilers import compiler_for
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
 from alize.runtimes.registry import backend_module
 from alize.validate.cases import Case
 from alize.validate.drive import chosen_experts, expert_taps
-from tests.tiny import edit_tensor, tiny_checkpoint
+from tests.tiny import RUN_HERE, edit_tensor, tiny_checkpoint
 from tests.validate import tampered_experts as tampered
 from tests.validate.tampering import Tamper, lower, nothing
 from tests.validate.test_wrong_artifacts import validate
@@ -55,7 +55,7 @@ def with_router(folder: Path, layer: int, expert: int, row: torch.Tensor, *, top
     return Checkpoint.open(folder)
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_an_untouched_lowering_passes(target: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert lower(checkpoint, target, tmp_path / "out", nothing) is None
     outcome = validate(tmp_path / "out", checkpoint, target)
@@ -69,7 +69,7 @@ def test_an_untouched_lowering_passes(target: str, checkpoint: Checkpoint, tmp_p
     }
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_the_artifact_says_what_it_chose(target: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Row by row, without the padding, in an unequal batch that is fed in steps."""
     lower(checkpoint, target, tmp_path / "out", nothing)
@@ -87,7 +87,7 @@ def test_the_artifact_says_what_it_chose(target: str, checkpoint: Checkpoint, tm
 
 
 @pytest.mark.parametrize("name", WRONG)
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_a_wrong_mixture_is_caught_and_named(target: str, name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     tamper, finding = WRONG[name]
     assert lower(checkpoint, target, tmp_path / "out", tamper) is None  # the right experts run: no structure tells
@@ -96,7 +96,7 @@ def test_a_wrong_mixture_is_caught_and_named(target: str, name: str, checkpoint:
     assert outcome.evidence.findings[0].startswith(finding), outcome.evidence.findings
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_a_dense_lowering_says_the_right_thing_and_is_caught(target: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     seen = lower(checkpoint, target, tmp_path / "out", tampered.dense_experts)
     assert str(seen).startswith("layer 0, prefill: expert")
@@ -104,7 +104,7 @@ def test_a_dense_lowering_says_the_right_thing_and_is_caught(target: str, checkp
     assert validate(tmp_path / "out", checkpoint, target, budget_seconds=LEAST).validation.verdict == "pass"
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_an_expert_that_no_prompt_reaches_is_run_by_name(target: str, tmp_path: Path) -> None:
     row = 0.2 * torch.randn(32, generator=torch.Generator().manual_seed(1))
     row[0] = -3.0  # far below the others, whatever the token
@@ -124,7 +124,7 @@ def test_an_expert_that_no_prompt_reaches_is_run_by_name(target: str, tmp_path: 
     assert wrong.evidence.coverage.wrong.tolist() == [[False] * 4, [False, False, False, True]]
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_an_expert_that_nothing_reaches_is_reported(target: str, tmp_path: Path) -> None:
     """With top_k = 1 the second of two equal rows never wins."""
     folder = tiny_checkpoint(tmp_path / "checkpoint", window=WINDOW, layers=2, experts=EXPERTS, top_k=1)
@@ -139,7 +139,7 @@ def test_an_expert_that_nothing_reaches_is_reported(target: str, tmp_path: Path)
     assert outcome.validation.figures["experts"]["unreachable"] == 1
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_a_near_tie_is_followed(target: str, tmp_path: Path) -> None:
     """Experts 1 and 3 have the same logits always and different weights; the reference takes 1, this artifact takes 3."""
     folder = tiny_checkpoint(tmp_path / "checkpoint", window=WINDOW, layers=2, experts=EXPERTS)
@@ -155,7 +155,7 @@ def test_a_near_tie_is_followed(target: str, tmp_path: Path) -> None:
     assert outcome.validation.figures["experts"]["near_ties_followed"] == len(notes) > 10
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", RUN_HERE)
 def test_rounding_may_decide(target: str, tmp_path: Path) -> None:
     """Two rows of a router that differ by a few roundings: every order of sums has a choice of its own, a cache in float16 too.
 
