@@ -1,8 +1,10 @@
 """Rounding to integers, a group of values at a time, with the scale that loses least.
 
 The scale of a group is searched on a grid for the least squared error, then refined: for given integers the best scale is a
-quotient of two sums, for a given scale the best integers are the nearest. Scales are float16 values, so that every target may
-store them as float16 or float32 and computes with the same numbers.
+quotient of two sums, for a given scale the best integers are the nearest. Each error counts by the size of its weight: where
+plain squares would clip a large weight to serve many small ones, a network loses more than they say. Of 4 bits a scale may be
+negative, so that the group's largest weight gets the integer that has no opposite, -8: a sixteenth finer than 7 at the top.
+Scales are float16 values, so that every target may store them as float16 or float32 and computes with the same numbers.
 
 Each group is looked at by itself: sums go over a fixed tree of additions, so that a row gives the same integers alone as
 among others, on any number of threads.
@@ -21,11 +23,16 @@ from torch import Tensor
 from alize.errors import CorruptCheckpoint, UnsupportedModel
 from alize.optimize.quantisation import Form
 
-__all__ = ["Integers", "dequantised", "pack_nibbles", "quantised", "unpack_nibbles"]
+__all__ = ["Integers", "dequantised", "pack_nibbles", "quantised", "scales_of", "unpack_nibbles"]
 
 _SMALLEST = 2.0**-24  # of float16; a group of zeros has a scale too
-_GRIDS = {4: [1.0 - step / 32 for step in range(-1, 13)], 8: [1.0 - step / 128 for step in range(-1, 5)]}
-"""Scales that are tried, as parts of the one that just reaches the largest value: clipping a few values may serve the rest."""
+_GRIDS = {
+    (4, True): [8 / 7, *(1.0 - step / 32 for step in range(-2, 7))],
+    (4, False): [1.0 - step / 32 for step in range(9)],
+    (8, True): [1.0 - step / 128 for step in range(-1, 5)],
+    (8, False): [1.0 - step / 128 for step in range(-1, 5)],
+}
+"""By bits and symmetry: scales that are tried, as parts of the one that just reaches the largest value."""
 _REFINEMENTS = 2
 _BLOCK = 1 << 16  # values rounded together by a thread: with what is computed of them they fit in its cache
 _COLUMNS = 64  # groups that are together at least: a row of fewer is no work for vector instructions
@@ -89,6 +96,30 @@ def quantised(name: str, rows: Tensor, form: Form) -> Integers:
     return Integers(values.reshape(rows.shape), scales.reshape(shape), None if form.symmetric else zeros.reshape(shape))
 
 
+def scales_of(name: str, rows: Tensor, form: Form, *, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The scales, float16 [out,G], and zero points, uint8 [out,G], that lose least of the rows [out,in].
+
+    importance: what the error at each input counts, float32 [in]; by default that of a weight counts by its size. Raises what
+    `quantised` raises.
+    """
+    shape = (*rows.shape[:-1], rows.shape[-1] // form.group)
+    groups = rows.reshape(-1, form.group)
+    scales, zeros = torch.empty(len(groups), dtype=torch.float16), torch.empty(len(groups), dtype=torch.uint8)
+    counted = None if importance is None else importance.reshape(shape[-1], form.group)
+    places = torch.arange(len(groups)) % shape[-1]
+    step = max(_COLUMNS, _BLOCK // form.group)
+
+    def work(starts: range) -> None:
+        for start in starts:
+            part = slice(start, start + step)
+            columns = groups[part].float().t().contiguous()
+            scale, zero = _scales(name, columns, form, None if counted is None else counted[places[part]].t())
+            scales[part], zeros[part] = scale, zero
+
+    _share(work, len(groups), step)
+    return scales.reshape(shape), zeros.reshape(shape)
+
+
 def _share(work: Callable[[range], None], count: int, step: int) -> None:
     """Lets as many threads as PyTorch uses do the blocks that begin at 0, step, ... below count."""
     threads = min(torch.get_num_threads(), -(-count // step))
@@ -127,22 +158,23 @@ def unpack_nibbles(packed: Tensor, count: int, *, signed: bool) -> Tensor:
     return ((flat ^ 8).view(torch.int8) - 8) if signed else flat
 
 
-def _scales(name: str, columns: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """The scale and the zero point, float32 [n], that lose least of the groups [in/G,n]."""
+def _scales(name: str, columns: Tensor, form: Form, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The scale and the zero point, float32 [n], that lose least of the groups [in/G,n]. importance: of each value."""
     low, high = form.limits
+    importance = columns.abs() if importance is None else importance
     least, most = columns.amin(0), columns.amax(0)
     if not (least.isfinite().all() and most.isfinite().all()):
         raise CorruptCheckpoint(
             f"tensor {name} holds NaN or infinite values; the weights are damaged, fetch the checkpoint again"
         )
     if form.symmetric:
-        reach = torch.maximum(-least, most) / high
+        reach = _symmetric_reach(least, most, form)
     else:
         least, most = least.clamp(max=0), most.clamp(min=0)
         reach = (most - least) / (high - low)
     best, best_zero = torch.zeros_like(reach), torch.zeros_like(reach)
     best_error = torch.full_like(reach, torch.inf)
-    candidates = _GRIDS[form.bits]
+    candidates = _GRIDS[form.bits, form.symmetric]
     scaled, steps = torch.empty_like(columns), torch.empty_like(columns)
     for number in range(len(candidates) + _REFINEMENTS):
         if number < len(candidates):
@@ -150,15 +182,28 @@ def _scales(name: str, columns: Tensor, form: Form) -> tuple[Tensor, Tensor]:
             zero = torch.zeros_like(reach) if form.symmetric else (-least * candidates[number] / scale).round().clamp(low, high)
         else:
             _steps(columns, best, best_zero, form, scaled=scaled, out=steps)
-            wanted = _sum(torch.mul(columns, steps, out=scaled))
-            scale = _storable(name, wanted / _sum(torch.mul(steps, steps, out=scaled)).clamp(min=1))
-            zero = best_zero
+            zero, scale = best_zero, _storable(name, _fitted(columns, steps, importance, best))
         _steps(columns, scale, zero, form, scaled=scaled, out=steps)
-        squares = _sum(scaled.sub_(steps).square_()) * scale.square()
+        squares = _sum(scaled.sub_(steps).square_().mul_(importance)) * scale.square()
         better = squares < best_error
         best_error = torch.where(better, squares, best_error)
         best, best_zero = torch.where(better, scale, best), torch.where(better, zero, best_zero)
     return best, best_zero
+
+
+def _symmetric_reach(least: Tensor, most: Tensor, form: Form) -> Tensor:
+    """The scale at which the largest value is just reached: of 4 bits by the lowest integer, whichever its sign."""
+    low, high = form.limits
+    if form.bits == 4:
+        return torch.where(most > -least, most, least) / low
+    return torch.maximum(-least, most) / high
+
+
+def _fitted(columns: Tensor, steps: Tensor, importance: Tensor, fallback: Tensor) -> Tensor:
+    """The scale that is best for given integers, of importance-weighted squares; `fallback` where all integers are 0."""
+    weighted = steps * importance
+    squares = _sum(weighted * steps)
+    return torch.where(squares > 0, _sum(weighted * columns) / squares, fallback)
 
 
 def _steps(
@@ -171,11 +216,12 @@ def _steps(
 
 
 def _storable(name: str, scale: Tensor) -> Tensor:
-    """The nearest float16 value, as float32."""
-    stored = scale.half().float().clamp(min=_SMALLEST)
+    """The nearest float16 value but 0, as float32."""
+    stored = scale.half().float()
+    stored = torch.where(stored < 0, stored.clamp(max=-_SMALLEST), stored.clamp(min=_SMALLEST))
     if not stored.isfinite().all():
         raise UnsupportedModel(
-            f"{name} needs a scale of {float(scale.max()):.3g}, float16 ends at 65504: use --weights bf16 or fp32"
+            f"{name} needs a scale of {float(scale.abs().max()):.3g}, float16 ends at 65504: use --weights bf16 or fp32"
         )
     return stored
 
