@@ -8,6 +8,7 @@ import pytest
 
 from alize import estimate as module
 from alize.building import build, estimate_build, model_info
+from alize.calibration_costs import Calibrating
 from alize.costs import Model, build_memory, run_memory
 from alize.durations import Speed, stage_seconds
 from alize.errors import BuildError
@@ -42,6 +43,16 @@ def expected(checkpoint: Path, *, target: str = "openvino", weights: str = "bf16
 def model(folder: Path, **options: Any) -> Model:
     checkpoint = Checkpoint.open(tiny_checkpoint(folder, dtype="bfloat16", **options))
     return Model.of(checkpoint, model_info(checkpoint), target="openvino", weights="bf16")
+
+
+def test_calibrating_is_counted(checkpoint: Path) -> None:
+    """Of matrices so small the process itself takes most; in time the text goes through every layer."""
+    plain, calibrated = (expected(checkpoint, weights="int4", calibrated=wanted) for wanted in (False, True))
+    assert calibrated.build_seconds > plain.build_seconds
+    shapes = {"model.layers.0.mlp.gate_proj.weight": (14336, 4096), "model.layers.0.mlp.down_proj.weight": (4096, 14336)}
+    found = Calibrating.of(shapes, model_info(Checkpoint.open(checkpoint)))
+    assert found.memory >= 4 * 2 * 14336**2  # what a layer of Mistral-7B takes at its peak
+    assert 14336**3 / 3 < found.operations < 2e13
 
 
 def test_sizes_come_from_the_headers(tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--asymmetric", action="store_true", help="of int8 and int4: a zero point for each group")
     parser.add_argument(
+        "--calibrate",
+        nargs="?",
+        const="built-in",
+        metavar="FILE",
+        help="of int8 and int4: round for what a text brings about, a file of it or without FILE the text that comes with alize",
+    )
+    parser.add_argument(
         "--experts", choices=("apart", "tiled", "gathered"), help="form of a mixture of experts (default: what suits the device)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")

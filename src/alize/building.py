@@ -1,16 +1,14 @@
 """The pipeline: from a checkpoint to a sealed artifact."""
 
 import dataclasses
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from alize import __version__
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, ModelInfo, Source, Target, Validation
-from alize.artifact.pieces import Unfinished
-from alize.chat_form import CHAT_FORM, chat_form_json
+from alize.artifact.pieces import Unfinished, build_key
+from alize.calibration_text import CalibrationText
+from alize.companions import copy_companions, write_chat_form
 from alize.compilers import (
     PROOF_BACKENDS,
     Compiler,
@@ -38,7 +36,6 @@ from alize.report import render
 from alize.rounding import round_weights
 from alize.runtimes.golden import GOLDEN, write_golden
 from alize.runtimes.registry import backend_module, check_device
-from alize.runtimes.text import Tokenizer
 from alize.source import Resolved, resolve
 from alize.validate.judge import Budget
 from alize.validate.run import Outcome, plan_for, validate_folder
@@ -64,6 +61,7 @@ def build(
     quantisation_budget: float | None = None,
     group_size: str | None = None,
     asymmetric: bool = False,
+    calibrate: str | None = None,
     force: bool = False,
     resume: bool = True,
     max_memory: int | None = None,
@@ -75,6 +73,7 @@ def build(
     source: a Hugging Face checkpoint folder or a hub id (with `revision`). adapter: folder of a PEFT LoRA adapter, merged into
     the weights while they are read. weights: fp32, fp16, bf16, int8 or int4, by default what the checkpoint holds; group_size
     (128, 64, 32, channel) and asymmetric say how integers are grouped and centred.
+    calibrate: a file of plain text that integers are rounded for, or "built-in"; by default the weights alone decide.
     experts: the form that a mixture of experts is lowered to, apart or tiled, by default what suits the device.
     budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it (verdict "partial",
     which `load` refuses). budget: what each kind of difference may be, by default `Budget.for_weights`; quantisation_budget
@@ -88,8 +87,21 @@ def build(
     """
     progress = progress or SilentProgress()
     job = _prepare(
-        source, output, target, device, weights, group_size, asymmetric, revision, adapter, budget_seconds, max_memory, progress
+        source,
+        output,
+        target,
+        device,
+        weights,
+        group_size,
+        asymmetric,
+        calibrate,
+        revision,
+        adapter,
+        budget_seconds,
+        max_memory,
+        progress,
     )
+    text = None if calibrate is None else CalibrationText.chosen(calibrate, job.weights, job.checkpoint)
     compiler, checkpoint, expected, device = job.compiler, job.checkpoint, job.estimate, job.device
     info = model_info(checkpoint)
     options = lowering_options(compiler, info, device=device, experts=experts, engine=engine, weights=job.weights)
@@ -109,10 +121,12 @@ def build(
         if checkpoint.adapter is not None:
             progress.stage("hash the adapter", total_bytes=checkpoint.adapter.size)
             checkpoint.adapter.sha256(advance=progress.advance)
-        draft = draft_manifest(checkpoint, compiler, device=device, weights=job.weights, options=options, origin=job.resolved)
-        if found := unfinished.begin(_key(draft)):
+        draft = draft_manifest(
+            checkpoint, compiler, device=device, weights=job.weights, options=options, origin=job.resolved, text=text
+        )
+        if found := unfinished.begin(build_key(draft)):
             progress.note(found)
-        rounded = round_weights(checkpoint, job.weights, unfinished.pieces, progress=progress)
+        rounded = round_weights(checkpoint, job.weights, unfinished.pieces, text=text, progress=progress)
         draft = _compile(building.folder, draft, checkpoint, compiler, rounded, progress=progress, slices=expected.slices)
         outcome = validate_folder(
             building.folder,
@@ -156,6 +170,7 @@ def estimate_build(
     budget_seconds: float = DEFAULT_BUDGET_SECONDS,
     group_size: str | None = None,
     asymmetric: bool = False,
+    calibrate: str | None = None,
     max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -164,7 +179,19 @@ def estimate_build(
     """
     progress = progress or SilentProgress()
     return _prepare(
-        source, output, target, device, weights, group_size, asymmetric, revision, adapter, budget_seconds, max_memory, progress
+        source,
+        output,
+        target,
+        device,
+        weights,
+        group_size,
+        asymmetric,
+        calibrate,
+        revision,
+        adapter,
+        budget_seconds,
+        max_memory,
+        progress,
     ).estimate
 
 
@@ -189,6 +216,7 @@ def _prepare(
     weights: str | None,
     group_size: str | None,
     asymmetric: bool,
+    calibrate: str | None,
     revision: str | None,
     adapter: Path | None,
     budget_seconds: float,
@@ -218,6 +246,7 @@ def _prepare(
         weights=stored,
         output=output,
         choices=plan.weights,
+        calibrated=calibrate is not None,
         max_memory=max_memory,
     )
     return _Job(compiler, device, plan, resolved, checkpoint, stored, expected)
@@ -243,6 +272,7 @@ def draft_manifest(
     experts: str | None = None,
     options: dict[str, str] | None = None,
     origin: Resolved | None = None,
+    text: CalibrationText | None = None,
 ) -> Manifest:
     """The manifest as far as the checkpoint decides it: no passes, no structure, no verdict yet. Raises UsageError for a form
     of experts that the target or the model has not."""
@@ -260,6 +290,9 @@ def draft_manifest(
     chosen = f"--weights {weights}" if quantisation is None else quantisation.options
     chosen += "".join(f" --{name} {value}" for name, value in options.items())
     info, configurations = compiled_for(compiler.target, info, options, compiler.plan(device).configurations_for(weights, shapes))
+    if text is not None:
+        options = {**options, "calibrate": str(text)}
+        chosen += f" {text.option}"
     return Manifest(
         alize=__version__,
         source=Source(
@@ -279,20 +312,6 @@ def draft_manifest(
         validation=Validation("device-validated", "partial", (), {}, (), {}),
         rebuild=f"alize build {named}{revision}{adapter} --target {compiler.target} --device {device} {chosen} -o FOLDER",
     )
-
-
-def _key(draft: Manifest) -> dict[str, Any]:
-    """What an unfinished build has to agree in, so that another one may go on from its pieces."""
-    target = draft.target
-    return {
-        "alize": draft.alize,
-        "checkpoint": draft.source.sha256,
-        "adapter": draft.source.adapter,
-        "target": f"{target.backend} {target.device}",
-        "weights": target.weights,
-        "options": dict(target.options),
-        "versions": dict(target.versions),
-    }
 
 
 def _compile(
@@ -317,32 +336,10 @@ def _compile(
     if rounded is not None:
         structure["integers_sha256"] = rounded.digest()
     progress.stage("companions")
-    _copy_companions(checkpoint, folder)
+    copy_companions(checkpoint, folder)
     compiler.companion.write(checkpoint, folder)
-    _write_chat_form(folder)
+    write_chat_form(folder)
     return dataclasses.replace(draft, target=dataclasses.replace(draft.target, passes=passes, structure=structure))
-
-
-def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    """config.json, tokenizer and what else travels with a model; of a multimodal or quantised one the config.json of the float
-    text model that was built."""
-    for path in checkpoint.companions:
-        shutil.copyfile(path, folder / path.name)
-    if checkpoint.multimodal is None and checkpoint.quantization is None:
-        shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
-    else:
-        text = json.dumps(checkpoint.config, indent=2, sort_keys=True)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _write_chat_form(folder: Path) -> None:
-    """The chat template's form for runtimes without Jinja, where there is a template."""
-    if not (folder / "tokenizer.json").is_file():
-        return
-    tokenizer = Tokenizer(folder)
-    if tokenizer.chat_template is not None:
-        text = chat_form_json(tokenizer.chat_template, tokenizer.special_tokens)
-        (folder / CHAT_FORM).write_text(text, encoding="utf-8")
 
 
 def _write_proof(folder: Path, draft: Manifest, outcome: Outcome, output: Path) -> None:

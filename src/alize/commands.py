@@ -51,6 +51,7 @@ def _sizing(options: argparse.Namespace) -> dict[str, Any]:
         "budget_seconds": options.validation_budget,
         "group_size": options.group_size,
         "asymmetric": options.asymmetric,
+        "calibrate": options.calibrate,
         "max_memory": options.max_memory,
     }
 

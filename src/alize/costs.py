@@ -16,7 +16,7 @@ from alize.optimize.quantisation import Quantisation
 from alize.validate.cases import Plan
 from alize.validate.references import kept_positions
 
-__all__ = ["OTHER_FILES", "Model", "build_memory", "run_memory", "scratch_bytes"]
+__all__ = ["OTHER_FILES", "PROCESS", "Model", "build_memory", "run_memory", "scratch_bytes"]
 
 PROCESS = 300_000_000
 """Anonymous bytes of a process that has imported PyTorch, the exporter and the engine, and has exported a graph."""

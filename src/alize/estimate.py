@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from alize.artifact.manifest import ModelInfo
-from alize.costs import OTHER_FILES, Model, build_memory, run_memory, scratch_bytes
+from alize.calibration_costs import CALIBRATE, Calibrating
+from alize.costs import OTHER_FILES, PROCESS, Model, build_memory, run_memory, scratch_bytes
 from alize.durations import Speed, stage_seconds
 from alize.errors import BuildError
 from alize.memory import available_bytes, existing, free_bytes
 from alize.models.checkpoint import Checkpoint
+from alize.models.registry import single_weights
 from alize.optimize.openvino_slices import Slices
 from alize.progress import byte_count
 from alize.record import builds
@@ -95,12 +97,14 @@ def estimate(
     weights: str,
     output: Path,
     choices: Sequence[str] = (),
+    calibrated: bool = False,
     max_memory: int | None = None,
 ) -> Estimate:
     """What building `checkpoint` into the folder `output` needs. Nothing is read but its headers.
 
     plan: the validation's cases. weights: the precision that is stored; choices: those that the target takes, to say what
-    would fit. max_memory: bytes of anonymous memory that may be used, however many are available.
+    would fit. calibrated: whether the weights are rounded for a text. max_memory: bytes of anonymous memory that may be used,
+    however many are available.
     """
     limits = [limit for limit in (available_bytes(), max_memory) if limit is not None]
     limit = min(limits, default=None)
@@ -109,12 +113,17 @@ def estimate(
     slices = _slices(model, plan, limit)
     files = OTHER_FILES + sum(path.stat().st_size for path in checkpoint.companions)
     tokenizer = any(path.name == "tokenizer.json" for path in checkpoint.companions)
-    speed = Speed.here(existing(output.absolute().parent), model)
+    speed, needed = Speed.here(existing(output.absolute().parent), model), build_memory(model, plan)
     stages = stage_seconds(model, plan, speed, tokenizer=tokenizer, exact=stored_exactly(checkpoint, weights))
+    if calibrated:
+        shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
+        calibrating = Calibrating.of(shapes, info)
+        needed = max(needed, PROCESS + calibrating.memory)
+        stages[CALIBRATE] = calibrating.operations / speed.multiplied
     building = sum(seconds for name, seconds in stages.items() if builds(name))
     free = free_bytes(output.absolute().parent)
     return Estimate(
-        build_memory=build_memory(model, plan),
+        build_memory=needed,
         run_memory=run_memory(model, plan, max(stop - first for first, stop in slices or ((0, info.layers),))),
         whole_run_memory=run_memory(model, plan, info.layers),
         slices=slices,
@@ -125,7 +134,7 @@ def estimate(
         stages=stages,
         memory_limit=limit,
         free_disk=free,
-        problem=_memory_problem(models, plan, weights, limit) or _disk_problem(models, weights, files, free, output),
+        problem=_memory_problem(models, plan, weights, needed, limit) or _disk_problem(models, weights, files, free, output),
     )
 
 
@@ -147,10 +156,10 @@ def _least(model: Model, plan: Plan) -> int:
     return run_memory(model, plan, 1)
 
 
-def _memory_problem(models: dict[str, Model], plan: Plan, weights: str, limit: int | None) -> str | None:
+def _memory_problem(models: dict[str, Model], plan: Plan, weights: str, building: int, limit: int | None) -> str | None:
     if limit is None:
         return None
-    building, running = build_memory(models[weights], plan), _least(models[weights], plan)
+    running = _least(models[weights], plan)
     if building > limit:
         return (
             f"the build needs {byte_count(building)} of memory for one layer in float32 and what is computed with it, "

@@ -93,7 +93,8 @@ def _model(manifest: Manifest) -> str:
 def _target(manifest: Manifest) -> str:
     target = manifest.target
     versions = ", ".join(f"{name} {version}" for name, version in sorted(target.versions.items()))
-    return f"{target.backend} on {target.device}, {target.weights} weights ({versions})"
+    calibrated = f" calibrated with {target.options['calibrate']}" if "calibrate" in target.options else ""
+    return f"{target.backend} on {target.device}, {target.weights} weights{calibrated} ({versions})"
 
 
 def _configuration(name: str, options: dict[str, str | int | bool]) -> str:

@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from alize.artifact.folders import lock
+from alize.artifact.manifest import Manifest
 from alize.errors import OutputError
 
-__all__ = ["Pieces", "Unfinished"]
+__all__ = ["Pieces", "Unfinished", "build_key"]
 
 _CHUNK = 1 << 24
 
@@ -103,6 +104,20 @@ class Pieces:
             named = path.parent == self._files and path.name in self._entries
             if not named and path not in (self._files, self._ledger, self.folder / "key.json"):
                 path.unlink()
+
+
+def build_key(draft: Manifest) -> dict[str, Any]:
+    """What an unfinished build has to agree in, so that another one may go on from its pieces."""
+    target = draft.target
+    return {
+        "alize": draft.alize,
+        "checkpoint": draft.source.sha256,
+        "adapter": draft.source.adapter,
+        "target": f"{target.backend} {target.device}",
+        "weights": target.weights,
+        "options": dict(target.options),
+        "versions": dict(target.versions),
+    }
 
 
 class Unfinished:

@@ -180,6 +180,7 @@ def _target(manifest: Manifest) -> list[tuple[str, str]]:
     return [
         ("engine", f"{target.backend} on {target.device}"),
         ("weights", target.weights),
+        *([("calibrated with", target.options["calibrate"])] if "calibrate" in target.options else []),
         ("run by load as", "; ".join(_configuration(one.name, one.options) for one in manifest.configurations) or "nothing"),
         *sorted((f"{name} version", version) for name, version in target.versions.items()),
         ("alize version", manifest.alize),

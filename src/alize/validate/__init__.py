@@ -52,15 +52,18 @@ def validate_artifact(
             f"the manifest says {manifest.source.sha256[:12]}...; give that one"
         )
     _merge(checkpoint, adapter, artifact, manifest)
+    compiler = compiler_for(manifest.target.backend)
     budget = Budget(**manifest.validation.budget) if manifest.validation.budget else Budget.for_weights(manifest.target.weights)
     outcome = validate_folder(
         artifact,
         manifest,
         checkpoint,
-        compiler_for(manifest.target.backend),
+        compiler,
         budget=budget,
         budget_seconds=budget_seconds,
         progress=progress,
+        # what a calibration made is not made again: the files are those that were sealed, and the loss is measured
+        rounded=compiler.probe.stored_integers(artifact) if "calibrate" in manifest.target.options else None,
     )
     _record(manifest, outcome.validation.verdict)
     return {**dataclasses.asdict(outcome.validation), "findings": list(outcome.evidence.complaints)}
