@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from alize.building import draft_manifest
 from alize.compilers import compiler_for, normal_weights
+from alize.drafting import draft_manifest
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.runtimes.processor import processor_name

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from alize.building import draft_manifest, stored_as
 from alize.compilers import COMPILERS, compiler_for
+from alize.drafting import draft_manifest, stored_as
 from alize.models.checkpoint import Checkpoint
 from alize.progress import SilentProgress
 from alize.runtimes.registry import backend_module

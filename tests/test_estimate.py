@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from alize import estimate as module
-from alize.building import build, estimate_build, model_info
+from alize.building import build, estimate_build
 from alize.calibration_costs import Calibrating
 from alize.costs import Model, build_memory, run_memory
+from alize.drafting import model_info
 from alize.durations import Speed, stage_seconds
 from alize.errors import BuildError
 from alize.estimate import Estimate, estimate

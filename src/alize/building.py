@@ -4,8 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from alize import __version__
-from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, ModelInfo, Source, Target, Validation
+from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest
 from alize.artifact.pieces import Unfinished, build_key
 from alize.calibration_text import CalibrationText
 from alize.companions import copy_companions, write_chat_form
@@ -18,17 +17,14 @@ from alize.compilers import (
     normal_weights,
     weights_for,
 )
-from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions, compiled_for
+from alize.drafting import draft_manifest, model_info, stored_as
+from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions
 from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
-from alize.models.prequantised import format_name
 from alize.models.read_adapter import merge_adapter
-from alize.models.registry import family_for, single_weights
-from alize.models.session import model_info as info_of
 from alize.optimize.openvino_slices import Slices
-from alize.optimize.quantisation import Quantisation
 from alize.optimize.rounded import Rounded
 from alize.progress import Progress, SilentProgress, reporter
 from alize.record import BUILD_RECORD, INSPECT, BuildRecord
@@ -40,7 +36,7 @@ from alize.source import Resolved, resolve
 from alize.validate.judge import Budget
 from alize.validate.run import Outcome, plan_for, validate_folder
 
-__all__ = ["DEFAULT_BUDGET_SECONDS", "REPORT", "build", "draft_manifest", "estimate_build", "model_info", "stored_as"]
+__all__ = ["DEFAULT_BUDGET_SECONDS", "REPORT", "build", "estimate_build"]
 
 REPORT = "report.html"
 DEFAULT_BUDGET_SECONDS = 300.0
@@ -250,68 +246,6 @@ def _prepare(
         max_memory=max_memory,
     )
     return _Job(compiler, device, plan, resolved, checkpoint, stored, expected)
-
-
-def stored_as(checkpoint: Checkpoint) -> str:
-    """The precision that keeps the checkpoint's weights bit for bit: its own, or fp32 where it mixes several."""
-    dtypes = {info.dtype for info in checkpoint.tensors.values()}
-    return {"BF16": "bf16", "F16": "fp16"}.get("".join(dtypes), "fp32")
-
-
-def model_info(checkpoint: Checkpoint) -> ModelInfo:
-    """What a runtime has to know of the checkpoint's model. Raises UnsupportedModel."""
-    return info_of(family_for(checkpoint.config).config.from_dict(checkpoint.config))
-
-
-def draft_manifest(
-    checkpoint: Checkpoint,
-    compiler: Compiler,
-    *,
-    device: str,
-    weights: str,
-    experts: str | None = None,
-    options: dict[str, str] | None = None,
-    origin: Resolved | None = None,
-    text: CalibrationText | None = None,
-) -> Manifest:
-    """The manifest as far as the checkpoint decides it: no passes, no structure, no verdict yet. Raises UsageError for a form
-    of experts that the target or the model has not."""
-    info = model_info(checkpoint)
-    family = family_for(checkpoint.config)
-    config = family.config.from_dict(checkpoint.config)
-    resolved = origin or Resolved("folder", checkpoint.folder)
-    named = resolved.repo or "SOURCE"
-    revision = f" --revision {resolved.commit}" if resolved.commit else ""
-    adapter = "" if checkpoint.adapter is None else " --adapter ADAPTER"
-    if options is None:
-        options = lowering_options(compiler, info, device=device, experts=experts)
-    quantisation = Quantisation.parse(weights)
-    shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
-    chosen = f"--weights {weights}" if quantisation is None else quantisation.options
-    chosen += "".join(f" --{name} {value}" for name, value in options.items())
-    info, configurations = compiled_for(compiler.target, info, options, compiler.plan(device).configurations_for(weights, shapes))
-    if text is not None:
-        options = {**options, "calibrate": str(text)}
-        chosen += f" {text.option}"
-    return Manifest(
-        alize=__version__,
-        source=Source(
-            kind=resolved.kind,
-            repo=resolved.repo,
-            commit=resolved.commit,
-            sha256=checkpoint.sha256(),
-            architecture=checkpoint.multimodal or str((checkpoint.config.get("architectures") or [family.model_type])[0]),
-            family=family.model_type,
-            config=dataclasses.asdict(config),
-            quantised=None if checkpoint.quantization is None else format_name(checkpoint.quantization),
-            adapter=None if checkpoint.adapter is None else checkpoint.adapter.sha256(),
-        ),
-        model=info,
-        target=Target(compiler.target, device, weights, options, compiler.versions(), (), {}),
-        configurations=configurations,
-        validation=Validation("device-validated", "partial", (), {}, (), {}),
-        rebuild=f"alize build {named}{revision}{adapter} --target {compiler.target} --device {device} {chosen} -o FOLDER",
-    )
 
 
 def _compile(

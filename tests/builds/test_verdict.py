@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from alize.artifact import Building, DeviceState, DeviceVerdict, Manifest, read
-from alize.building import build, draft_manifest
+from alize.building import build
 from alize.compilers import compiler_for
+from alize.drafting import draft_manifest
 from alize.errors import NotValidated, SourceError, TamperedArtifact
 from alize.models.checkpoint import Checkpoint
 from alize.progress import SilentProgress

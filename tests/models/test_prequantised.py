@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alize.building import build, stored_as
+from alize.building import build
+from alize.drafting import stored_as
 from alize.errors import CorruptCheckpoint
 from alize.export.hub import export_hub
 from alize.models import prequantised_fp8, tensor_info

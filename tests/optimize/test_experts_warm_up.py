@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from alize.artifact.manifest import Manifest
-from alize.building import draft_manifest
 from alize.compilers import compiler_for
+from alize.drafting import draft_manifest
 from alize.errors import ArtifactError
 from alize.optimize.expert_nodes import APART
 from alize.optimize.expert_structure import by_layer

@@ -136,8 +136,8 @@ def make_compiled(target: str) -> Callable[[tuple[int, ...]], Subject]:
     def make(windows: tuple[int, ...]) -> Subject:
         import tempfile
 
-        from alize.building import draft_manifest
         from alize.compilers import compiler_for
+        from alize.drafting import draft_manifest
         from alize.export.hub import export_hub
         from alize.models.checkpoint import Checkpoint
         from alize.optimize.passes import attentions

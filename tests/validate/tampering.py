@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from alize.building import model_info
 from alize.compilers import compiler_for
+from alize.drafting import model_info
 from alize.errors import LoweringFailed
 from alize.export.hub import export_hub
 from alize.export.weights import StreamedWeight

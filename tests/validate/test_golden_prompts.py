@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from alize.building import model_info
+from alize.drafting import model_info
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
 from alize.models.routing import NearTies

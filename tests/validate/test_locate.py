@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from alize.artifact.manifest import ModelInfo
-from alize.building import model_info
+from alize.drafting import model_info
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
 from alize.validate import locate as module

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from alize.artifact import Manifest
-from alize.building import draft_manifest
 from alize.compilers import compiler_for
+from alize.drafting import draft_manifest
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.optimize.openvino_slices import Slices

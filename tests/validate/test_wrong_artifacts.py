@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from alize.building import draft_manifest
 from alize.compilers import compiler_for
+from alize.drafting import draft_manifest
 from alize.models.checkpoint import Checkpoint
 from alize.progress import SilentProgress
 from alize.validate.judge import Budget

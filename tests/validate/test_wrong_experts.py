@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from alize.building import draft_manifest
 from alize.compilers import compiler_for
+from alize.drafting import draft_manifest
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
 from alize.runtimes.registry import backend_module
