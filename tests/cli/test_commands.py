@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from alize.artifact import MANIFEST, read
+from alize.engine_options import EngineOptions
 from alize.errors import OutputError
 from alize.inspect_artifact import describe
 from alize.progress import Progress
@@ -42,7 +43,7 @@ def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any,
     calls = stand_in("alize.building", "build", lambda _: read(artifact))
     words = ["--target", "onnxruntime", "--weights", "int8", "--revision", "v0.1", "--validation-budget", "7", "--force"]
     words += ["--group-size", "64", "--asymmetric", "--quantisation-budget", "0.25", "--experts", "apart", "--max-memory", "8GB"]
-    words += ["--adapter", "an/adapter"]
+    words += ["--adapter", "an/adapter", "--calibrate", "a.txt", "--no-resume", "--sm", "89", "--capacity", "64", "--batch", "2"]
     ran = alize("build", "org/name", "-o", tmp_path / "out", "--device", "gpu", *words)
     assert ran.code == 0
     assert calls == [
@@ -60,7 +61,10 @@ def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any,
                 "quantisation_budget": 0.25,
                 "group_size": "64",
                 "asymmetric": True,
+                "calibrate": "a.txt",
+                "engine": EngineOptions(sm="89", capacity=64, batch=2),
                 "force": True,
+                "resume": False,
                 "max_memory": 8_000_000_000,
             },
         )
