@@ -35,18 +35,23 @@ pytestmark = pytest.mark.usefixtures("played_build", "own_state")
 _made: dict[str, tuple[Path, Manifest]] = {}
 
 
+def make(
+    root: pytest.TempPathFactory, model: str = "windowed", *, sm: str | None = "89", **options: Any
+) -> tuple[Path, Manifest]:
+    folder = root.mktemp("made")
+    checkpoint = tiny_checkpoint(folder / "checkpoint", head_size=16, layers=2, tokenizer=True, **MODELS[model])
+    engine = EngineOptions(sm=sm, capacity=options.pop("capacity", None), batch=options.pop("batch", None))
+    options = {"weights": "fp16", "quantisation_budget": 9.0} | options
+    return folder / "made", build(str(checkpoint), output=folder / "made", target="tensorrt-rtx", engine=engine, **options)
+
+
 def made(
     root: pytest.TempPathFactory, model: str = "windowed", *, sm: str | None = "89", **options: Any
 ) -> tuple[Path, Manifest]:
     """An artifact, for reading only: the same call builds once."""
     key = f"{model} {sm} {sorted(options.items())}"
     if key not in _made:
-        folder = root.mktemp("made")
-        checkpoint = tiny_checkpoint(folder / "checkpoint", head_size=16, layers=2, tokenizer=True, **MODELS[model])
-        engine = EngineOptions(sm=sm, capacity=options.pop("capacity", None), batch=options.pop("batch", None))
-        options = {"weights": "fp16", "quantisation_budget": 9.0} | options
-        target = "tensorrt-rtx"
-        _made[key] = folder / "made", build(str(checkpoint), output=folder / "made", target=target, engine=engine, **options)
+        _made[key] = make(root, model, sm=sm, **options)
     return _made[key]
 
 
@@ -77,7 +82,7 @@ def test_a_wrong_window_in_the_graph_is_found(tmp_path_factory: pytest.TempPathF
     right = static_cache._mask
     monkeypatch.setattr(static_cache, "_mask", lambda write, lengths, places, window: right(write, lengths, places, window + 1))
     with pytest.raises(Exception, match="does not say what PyTorch says"):
-        made(tmp_path_factory)
+        make(tmp_path_factory)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +100,7 @@ def test_a_plan_without_its_kernels_is_refused(
 ) -> None:
     monkeypatch.setattr(lower_tensorrt, "build_plan", lambda package, graph, plan, sm, profiles: plan.write_bytes(text))
     with pytest.raises(LoweringFailed, match=said):
-        made(tmp_path_factory)
+        make(tmp_path_factory)
 
 
 @pytest.mark.parametrize(
