@@ -36,7 +36,7 @@ def with_a_detour(patch: Patch) -> None:
         model.graph.insert_before(readers[0].node, nodes)
         return 1
 
-    patch.setattr(lower_openvino, "passes", lambda weights, experts="": (*usual(weights), apply))
+    patch.setattr(lower_openvino, "passes", lambda *choices: (*usual(*choices), apply))
 
 
 PROJECTION = "model.layers.1.self_attn.o_proj.weight"
