@@ -1,5 +1,6 @@
 """build-record.json: what a build took, on which machine. Not sealed: it differs from run to run."""
 
+import gc
 import json
 import platform
 import time
@@ -46,11 +47,14 @@ class BuildRecord:
         self._expected = expected
 
     def __enter__(self) -> Self:
+        gc.collect()
+        gc.freeze()  # what is there already, imported modules above all, is not looked through again before every stage
         self._watch.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._watch.__exit__(kind, error, trace)
+        gc.unfreeze()
 
     def stage(self, name: str, *, total_bytes: int | None = None, steps: int | None = None) -> None:
         """See Progress."""
