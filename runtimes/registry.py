@@ -1,12 +1,12 @@
 """The back-ends that an artifact can run on, and what each must offer.
 
-A back-end is one module with the functions of `BackendModule`. The registry holds names only: nothing is imported
-before it is asked for. Another back-end joins by an entry in a dict passed to `load`, not by a side effect:
+A back-end is one module, or an object in one, with the functions of `BackendModule`. The registry holds names only: nothing
+is imported before it is asked for. Another back-end joins by an entry in a dict passed to `load`, not by a side effect:
 
     load(path, backends={**BACKENDS, "torch": Backend(name="torch", extra="build", module="alize.models.session")})
 """
 
-import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,10 @@ __all__ = ["BACKENDS", "Backend", "BackendModule", "Engine", "backend_module", "
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """name: as in the manifest's target.   extra: the pip extra that installs it.   module: where its functions are."""
+    """name: as in the manifest's target.   extra: the pip extra that installs it.
+
+    module: where its functions are, `package.module` or `package.module:object`.
+    """
 
     name: str
     extra: str
@@ -33,8 +36,8 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend(name="openvino", extra="openvino", module="alize.runtimes.openvino_runner"),
         Backend(name="onnxruntime", extra="onnxruntime", module="alize.runtimes.onnxruntime_runner"),
-        Backend(name="tensorrt", extra="tensorrt", module="alize.runtimes.tensorrt_backend"),
-        Backend(name="tensorrt-rtx", extra="tensorrt-rtx", module="alize.runtimes.tensorrt_rtx_backend"),
+        Backend(name="tensorrt", extra="tensorrt", module="alize.runtimes.tensorrt_engine:TENSORRT"),
+        Backend(name="tensorrt-rtx", extra="tensorrt-rtx", module="alize.runtimes.tensorrt_engine:TENSORRT_RTX"),
         Backend(name="fake", extra="", module="alize.runtimes.fake"),
     )
 }
@@ -53,7 +56,7 @@ class Engine(Protocol):
 
 
 class BackendModule(Protocol):
-    """The functions of a back-end's module. Its third-party packages are imported inside them."""
+    """The functions of a back-end. Its third-party packages are imported inside them."""
 
     def available(self) -> str | None:
         """None when the engine can be imported and used, else why not."""
@@ -83,7 +86,7 @@ def backend_module(name: str, *, backends: Mapping[str, Backend] = BACKENDS) -> 
     if backend is None:
         known = ", ".join(sorted(backends))
         raise BackendUnavailable(f"no back-end {name!r} in this alize, which has {known}: `pip install --upgrade alize`")
-    module = cast(BackendModule, importlib.import_module(backend.module))
+    module = cast(BackendModule, pkgutil.resolve_name(backend.module))
     why = module.available()
     if why is not None:
         remedy = f"pip install 'alize[{backend.extra}]'" if backend.extra else "see its documentation"

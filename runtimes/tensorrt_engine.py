@@ -18,59 +18,79 @@ from numpy.typing import NDArray
 from alize.artifact.manifest import Manifest, ModelInfo
 from alize.artifact.state import DeviceState
 from alize.errors import ArtifactError, BackendUnavailable, DeviceUnavailable, UsageError
-from alize.nvidia import Limits, Package, engine_limits, plan_name
+from alize.nvidia import PACKAGES, Limits, Package, engine_limits, plan_name
 from alize.runtimes.cuda import Cuda
-from alize.runtimes.linear_caches import LinearCacheRunner, cache_names
+from alize.runtimes.linear_caches import LinearCacheRunner
+from alize.runtimes.linear_rows import cache_names
 
-__all__ = ["TensorRtEngine", "available", "devices", "fingerprint", "open_engine"]
+__all__ = ["TENSORRT", "TENSORRT_RTX", "TensorRtBackend", "TensorRtEngine"]
 
 _RUNTIME_CACHE = "runtime.cache"
 _log = logging.getLogger("alize.tensorrt")
 
 
-def available(package: Package) -> str | None:
-    """None when the package can be imported, else why not."""
-    try:
-        package.load()
-    except BackendUnavailable as error:
-        return str(error)
-    return None
+@dataclass(frozen=True)
+class TensorRtBackend:
+    """A BackendModule over either package."""
+
+    package: Package
+
+    def available(self) -> str | None:
+        """None when the package can be imported, else why not."""
+        try:
+            self.package.load()
+        except BackendUnavailable as error:
+            return str(error)
+        return None
+
+    def devices(self) -> list[str]:
+        """gpu, where there is one with a driver, else none."""
+        return ["gpu"] if Cuda.problem() is None else []
+
+    def fingerprint(self, device: str) -> dict[str, str]:
+        """The GPU, its driver and the libraries that compute on it."""
+        gpu = Cuda().properties()
+        return {
+            "backend": self.package.target,
+            "version": str(self.package.load().__version__),
+            "device": device,
+            "name": gpu.name,
+            "sm": str(gpu.sm),
+            "driver": gpu.driver,
+        }
+
+    def open(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        device: str,
+        options: Mapping[str, str | int | bool],
+        taps: Sequence[str] = (),
+    ) -> "TensorRtEngine":
+        """Deserialises the plan for this machine's GPU.
+
+        Options: `graphs` (False: no CUDA graph for decoding). Raises DeviceUnavailable without a driver, ArtifactError for an
+        engine of another SM or version, a truncated plan, and caches that do not fit, BackendUnavailable for taps: a plan has
+        no tensors to look at.
+        """
+        if taps:
+            raise BackendUnavailable(f"an engine keeps no inner tensors ({taps[0]}): the graph proof does")
+        problem = Cuda.problem()
+        if problem is not None:
+            raise DeviceUnavailable(
+                f"{self.package.target} needs an NVIDIA GPU and its driver ({problem}): run it where there is one"
+            )
+        cuda = Cuda()
+        plan = pick_plan(folder, manifest, cuda.properties().sm)
+        limits = engine_limits(manifest.model.windows, int(manifest.target.options.get("capacity", 0)))
+        trt = self.package.load()
+        check_version(self.package, manifest, str(trt.__version__))
+        state = DeviceState(manifest.digest, self.fingerprint(device)).folder if manifest.digest else None
+        return TensorRtEngine(trt, cuda, plan, manifest, limits, state, graphs=bool(options.get("graphs", True)))
 
 
-def devices() -> list[str]:
-    """gpu, where there is one with a driver, else none."""
-    return ["gpu"] if Cuda.problem() is None else []
-
-
-def fingerprint(package: Package) -> dict[str, str]:
-    """The GPU, its driver and the libraries that compute on it."""
-    gpu = Cuda().properties()
-    return {
-        "backend": package.target,
-        "version": str(package.load().__version__),
-        "device": "gpu",
-        "name": gpu.name,
-        "sm": str(gpu.sm),
-        "driver": gpu.driver,
-    }
-
-
-def open_engine(package: Package, folder: Path, manifest: Manifest, options: Mapping[str, str | int | bool]) -> "TensorRtEngine":
-    """Deserialises the plan for this machine's GPU.
-
-    Options: `graphs` (False: no CUDA graph for decoding). Raises DeviceUnavailable without a driver, ArtifactError for an engine
-    of another SM or version, a truncated plan, and caches that do not fit.
-    """
-    problem = Cuda.problem()
-    if problem is not None:
-        raise DeviceUnavailable(f"{package.target} needs an NVIDIA GPU and its driver ({problem}): run it where there is one")
-    cuda = Cuda()
-    plan = pick_plan(folder, manifest, cuda.properties().sm)
-    limits = engine_limits(manifest.model.windows, int(manifest.target.options.get("capacity", 0)))
-    trt = package.load()
-    check_version(package, manifest, str(trt.__version__))
-    state = DeviceState(manifest.digest, fingerprint(package)).folder if manifest.digest else None
-    return TensorRtEngine(trt, cuda, plan, manifest, limits, state, graphs=bool(options.get("graphs", True)))
+TENSORRT = TensorRtBackend(PACKAGES["tensorrt"])
+TENSORRT_RTX = TensorRtBackend(PACKAGES["tensorrt-rtx"])
 
 
 def pick_plan(folder: Path, manifest: Manifest, sm: int) -> Path:
@@ -297,9 +317,3 @@ class GpuBuffers:
         """The step that has just run, as a graph: capturing runs nothing, so that no token is written twice."""
         self._cuda.synchronise(self._stream)
         return self._cuda.captured(self._stream, lambda: self._enqueue(context))
-
-
-def no_taps(taps: Sequence[str]) -> None:
-    """A plan has no tensors to look at."""
-    if taps:
-        raise BackendUnavailable(f"an engine keeps no inner tensors ({taps[0]}): the graph proof does")
