@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from alize.artifact.manifest import ModelInfo
 from alize.errors import SessionError
 from alize.nvidia import Limits
+from alize.runtimes.linear_rows import LinearRows
 
-__all__ = ["Buffers", "LinearCacheRunner", "cache_names"]
+__all__ = ["Buffers", "LinearCacheRunner"]
 
 
 class Buffers(Protocol):
@@ -32,70 +33,21 @@ class Buffers(Protocol):
         ...
 
 
-def cache_names(info: ModelInfo) -> list[tuple[str, int]]:
-    """(`{layer}.key` or `.value`, the layer's window), in the graph's order."""
-    return [(f"{layer}.{part}", window) for layer, window in enumerate(info.windows) for part in ("key", "value")]
-
-
-class LinearCacheRunner:
-    """A Runner. Row b's tokens are the first `filled[b]` of its buffers; layers with a window have lost `evicted[b]` of them."""
+class LinearCacheRunner(LinearRows):
+    """A Runner over buffers of static capacity."""
 
     def __init__(self, buffers: Buffers, info: ModelInfo, limits: Limits, batch: int) -> None:
-        self._buffers, self._info, self._limits = buffers, info, limits
-        self._mixed = 0 in info.windows and any(info.windows)
-        self._filled = np.zeros(batch, np.int64)
-        self._evicted = np.zeros(batch, np.int64)
-
-    def step(
-        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], keep: int
-    ) -> NDArray[np.float32]:
-        """See Runner."""
-        batch, new = tokens.shape
-        self._check(new, lengths)
-        if self._fits(new):
-            logits = self._run(slice(0, batch), tokens, lengths, positions, keep)
-        else:  # the padding of a short row would be written behind its buffer's end
-            logits = np.zeros((batch, keep or new, self._info.vocab_size), np.float32)
-            for b in np.flatnonzero(lengths):
-                row, count = slice(b, b + 1), int(lengths[b])
-                kept = min(keep, count)
-                part = self._run(row, tokens[row, :count], lengths[row], positions[row], kept)[0]
-                logits[b, (keep - kept if keep else 0) : (keep or count)] = part
-        self._filled += lengths
-        return logits
-
-    def drop_last(self, n: int) -> None:
-        """See Runner."""
-        self._filled -= n
-
-    def evict(self, keep: int) -> None:
-        """See Runner."""
-        if not any(self._info.windows):
-            return
-        cached = self._filled - self._evicted
-        for b, count in enumerate(cached.tolist()):
-            if count > keep:
-                self._buffers.move(b, count, keep)
-        forgotten = np.maximum(cached - keep, 0)
-        if self._mixed:
-            self._evicted += forgotten
-        else:
-            self._filled -= forgotten
-
-    def cached(self) -> int:
-        """See Runner."""
-        return int((self._filled - self._evicted).max())
-
-    def reset(self) -> None:
-        """See Runner. What the buffers hold is never seen."""
-        self._filled[:] = 0
-        self._evicted[:] = 0
+        super().__init__(info, batch)
+        self._buffers, self._limits = buffers, limits
 
     def close(self) -> None:
         """See Runner."""
         self._buffers.close()
 
-    def _check(self, new: int, lengths: NDArray[np.int64]) -> None:
+    def _move(self, row: int, count: int, keep: int) -> None:
+        self._buffers.move(row, count, keep)
+
+    def _make_room(self, new: int, lengths: NDArray[np.int64]) -> None:
         capacity = self._limits.capacity
         if capacity and int((self._filled + lengths).max()) > capacity:
             raise SessionError(
@@ -105,10 +57,10 @@ class LinearCacheRunner:
         if new > self._limits.chunk:
             raise SessionError(f"a step of {new} tokens is more than the {self._limits.chunk} that this engine takes")
 
-    def _fits(self, new: int) -> bool:
+    def _at_once(self, new: int, lengths: NDArray[np.int64]) -> bool:  # noqa: ARG002 - padding is what may not fit
+        """Unless the padding of a short row would be written behind its buffer's end."""
         full, sliding = self._limits.capacity, self._limits.window_capacity
-        held = self._filled - self._evicted
-        return not (full and int(self._filled.max()) + new > full) and not (sliding and int(held.max()) + new > sliding)
+        return not (full and int(self._filled.max()) + new > full) and not (sliding and self.cached() + new > sliding)
 
     def _run(
         self, rows: slice, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], keep: int
@@ -124,7 +76,7 @@ class LinearCacheRunner:
             "logits_index": wanted,
         }
         if self._mixed:
-            feeds["window_cache_lengths"] = self._filled[rows] - self._evicted[rows]
+            feeds["window_cache_lengths"] = self._held()[rows]
         logits = self._buffers.execute(rows, feeds)
         if not keep:
             logits[np.arange(new)[None] >= lengths[:, None]] = 0

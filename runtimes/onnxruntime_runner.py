@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import ArtifactError, BackendUnavailable
+from alize.runtimes.linear_rows import LinearRows, cache_names
 from alize.runtimes.taps import Taps, with_outputs
 
 __all__ = [
@@ -113,45 +114,30 @@ class OnnxRuntimeEngine:
         self.session = None
 
 
-class OnnxRuntimeRunner:
-    """Caches float32 [B,K,capacity,D], key and value of each layer; row b's tokens are the first `filled[b]` of its row.
-
-    In a model that mixes windows and full attention the layers with a window hold the last `filled[b] - evicted[b]` of them.
-    """
+class OnnxRuntimeRunner(LinearRows):
+    """Caches float32 [B,K,capacity,D], key and value of each layer."""
 
     def __init__(self, session: Any, info: ModelInfo, batch: int, taps: Sequence[str] = ()) -> None:
+        super().__init__(info, batch)
         self.taps = Taps(taps, batch)
         self._session = session
-        self._info = info
-        self._output, self._width = "logits", info.vocab_size
-        self._mixed = 0 in info.windows and any(info.windows)
-        self._filled = np.zeros(batch, np.int64)
-        self._evicted = np.zeros(batch, np.int64)
-        self._names = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
-        self._windowed = [window > 0 for window in info.windows for _ in ("key", "value")]
-        self._caches = [self._allocate(batch, 0) for _ in self._names]
+        self._output = "logits"
+        names = cache_names(info)
+        self._names, self._of_window = [name for name, _ in names], [window > 0 for _, window in names]
+        self._caches = [self._allocate(batch, 0) for _ in names]
 
-    def step(
-        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], keep: int
+    def _at_once(self, new: int, lengths: NDArray[np.int64]) -> bool:
+        return len(lengths) == 1 or (new == 1 and bool(lengths.min() == 1))
+
+    def _run(
+        self,
+        rows: slice,
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int64],  # noqa: ARG002 - no padding: every row is `tokens.shape[1]` tokens longer afterwards
+        positions: NDArray[np.int64],
+        keep: int,
     ) -> NDArray[np.float32]:
-        batch, new = tokens.shape
-        self._reserve(lengths)
-        if batch == 1 or (new == 1 and lengths.min() == 1):
-            logits = self._run(slice(0, batch), tokens, positions, keep)
-        else:
-            logits = np.zeros((batch, keep or new, self._width), np.float32)
-            for b in range(batch):
-                count = int(lengths[b])
-                if count:
-                    row = slice(b, b + 1)
-                    kept = min(keep, count)
-                    part = self._run(row, tokens[row, :count], positions[row], kept)[0]
-                    logits[b, (keep - kept if keep else 0) : (keep or count)] = part
-        self._filled += lengths
-        return logits
-
-    def _run(self, rows: slice, tokens: NDArray[np.int64], positions: NDArray[np.int64], keep: int) -> NDArray[np.float32]:
-        """One run of the graph on some rows, every one of them `tokens.shape[1]` tokens longer afterwards."""
+        """One run of the graph on some rows."""
         import onnxruntime
 
         new = tokens.shape[1]
@@ -185,39 +171,19 @@ class OnnxRuntimeRunner:
             "num_logits_to_keep": np.array([keep], np.int64),
         } | ({"num_evicted": self._evicted[rows]} if self._mixed else {})
 
-    def drop_last(self, n: int) -> None:
-        self._filled -= n
-
-    def evict(self, keep: int) -> None:
-        if not any(self._windowed):
-            return
-        cached = self._filled - self._evicted
-        for b, count in enumerate(cached.tolist()):
-            if count > keep:
-                for cache, windowed in zip(self._caches, self._windowed, strict=True):
-                    if windowed:
-                        cache[b, :, :keep] = cache[b, :, count - keep : count].copy()
-        forgotten = np.maximum(cached - keep, 0)
-        if self._mixed:
-            self._evicted += forgotten
-        else:
-            self._filled -= forgotten
-
-    def cached(self) -> int:
-        return int((self._filled - self._evicted).max())
-
-    def reset(self) -> None:
-        self._filled[:] = 0
-        self._evicted[:] = 0
+    def _move(self, row: int, count: int, keep: int) -> None:
+        for cache, windowed in zip(self._caches, self._of_window, strict=True):
+            if windowed:
+                cache[row, :, :keep] = cache[row, :, count - keep : count].copy()
 
     def close(self) -> None:
         self._caches = []
 
-    def _reserve(self, lengths: NDArray[np.int64]) -> None:
+    def _make_room(self, new: int, lengths: NDArray[np.int64]) -> None:  # noqa: ARG002 - of `new`, lengths[b] count
         """Makes every buffer hold lengths[b] more of row b, growing by half at least: a token is copied O(1) times."""
         everything = int((self._filled + lengths).max())
-        kept = int((self._filled - self._evicted + lengths).max())
-        for index, (cache, windowed) in enumerate(zip(self._caches, self._windowed, strict=True)):
+        kept = int((self._held() + lengths).max())
+        for index, (cache, windowed) in enumerate(zip(self._caches, self._of_window, strict=True)):
             old, needed = cache.shape[2], kept if windowed else everything
             if needed > old:
                 grown = self._allocate(len(self._filled), max(needed, old + old // 2, old + _GROWTH))

@@ -16,24 +16,13 @@ from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import LoweringFailed
 from alize.nvidia import Limits, engine_limits
 from alize.optimize.lower_tensorrt import GRAPH_FILE
-from alize.runtimes.linear_caches import LinearCacheRunner, cache_names
+from alize.runtimes.linear_caches import LinearCacheRunner
+from alize.runtimes.linear_rows import cache_names
+from alize.runtimes.onnxruntime_runner import available, devices, session_options
 from alize.runtimes.taps import Taps
 from alize.validate.widen import widened
 
 __all__ = ["GraphEngine", "available", "devices", "fingerprint", "open", "open_graph"]
-
-
-def available() -> str | None:
-    """None when onnxruntime can be imported, else why not."""
-    try:
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        return str(error)
-    return None
-
-
-def devices() -> list[str]:
-    return ["cpu"]
 
 
 def fingerprint(device: str) -> dict[str, str]:
@@ -60,10 +49,8 @@ def open_graph(model: onnx.ModelProto, folder: Path) -> Any:
     """An onnxruntime session of a model whose weights lie in FOLDER. Raises LoweringFailed."""
     import onnxruntime
 
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
+    settings = session_options({})
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # products in float32
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -59,7 +59,7 @@ class OnnxRuntimeSliceRunner(OnnxRuntimeRunner):
     ) -> None:
         super().__init__(session, info, batch, taps)
         mine = slice(2 * layers.start, 2 * layers.stop)
-        self._names, self._windowed, self._caches = self._names[mine], self._windowed[mine], self._caches[mine]
+        self._names, self._of_window, self._caches = self._names[mine], self._of_window[mine], self._caches[mine]
         self._start, self._output = start, output
         self._width = info.vocab_size if output == "logits" else info.hidden_size
         self._known = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
