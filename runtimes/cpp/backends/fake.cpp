@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "guard.hpp"
+#include "table.hpp"
 
 namespace alize::backends {
 namespace {
@@ -16,13 +16,21 @@ uint64_t mix(uint64_t value) {
 }
 
 struct Engine {
-    std::vector<int64_t> windows;
-    int64_t vocab_size;
+    explicit Engine(const alize_backend_model &model)
+        : windows(model.windows, model.windows + model.layers), vocab_size(model.vocab_size) {}
+
+    const std::vector<int64_t> windows;
+    const int64_t vocab_size;
 };
 
 using Cache = std::vector<uint64_t>;
 
 struct Runner {
+    Runner(const Engine &engine, int64_t batch)
+        : windows(engine.windows),
+          vocab_size(engine.vocab_size),
+          rows(static_cast<size_t>(batch), std::vector<Cache>(windows.size())) {}
+
     const std::vector<int64_t> windows;
     const int64_t vocab_size;
     std::vector<std::vector<Cache>> rows;  // [row][layer][cached]
@@ -63,6 +71,21 @@ struct Runner {
         }
     }
 
+    void drop_last(int64_t n) {
+        edit(false, [&](Cache &cache) { cache.resize(cache.size() - static_cast<size_t>(n)); });
+    }
+
+    void evict(int64_t keep) {
+        edit(true, [&](Cache &cache) {
+            const auto extra = static_cast<std::ptrdiff_t>(cache.size()) - static_cast<std::ptrdiff_t>(keep);
+            if (extra > 0) cache.erase(cache.begin(), cache.begin() + extra);
+        });
+    }
+
+    void reset() {
+        edit(false, [](Cache &cache) { cache.clear(); });
+    }
+
     template <typename Change>
     void edit(bool windowed_only, Change change) {
         for (auto &caches : rows) {
@@ -84,7 +107,7 @@ struct Runner {
     }
 };
 
-Runner &the(void *runner) { return *static_cast<Runner *>(runner); }
+using E = Entries<Engine, Runner>;
 
 const alize_backend kTable = {
     ALIZE_BACKEND_ABI,
@@ -98,42 +121,16 @@ const alize_backend kTable = {
         each(user, "device", device);
         return int32_t{0};
     },
-    [](const alize_backend_model *model, void **engine, alize_backend_error *error) {
-        return guarded(error, [&] {
-            *engine = new Engine{{model->windows, model->windows + model->layers}, model->vocab_size};
-        });
-    },
-    [](void *engine) { delete static_cast<Engine *>(engine); },
-    [](void *engine, int64_t batch, void **runner, alize_backend_error *error) {
-        return guarded(error, [&] {
-            const auto &one = *static_cast<Engine *>(engine);
-            const std::vector<Cache> empty(one.windows.size());
-            *runner = new Runner{one.windows, one.vocab_size, {static_cast<size_t>(batch), empty}};
-        });
-    },
-    [](void *runner, const int64_t *tokens, int64_t s, const int64_t *lengths, const int64_t *positions, int64_t keep,
-       float *logits, alize_backend_error *error) {
-        return guarded(error, [&] { the(runner).step(tokens, s, lengths, positions, keep, logits); });
-    },
-    [](void *runner, int64_t n, alize_backend_error *error) {
-        return guarded(error, [&] {
-            the(runner).edit(false, [&](Cache &cache) { cache.resize(cache.size() - static_cast<size_t>(n)); });
-        });
-    },
-    [](void *runner, int64_t keep, alize_backend_error *error) {
-        return guarded(error, [&] {
-            the(runner).edit(true, [&](Cache &cache) {
-                const auto extra = static_cast<std::ptrdiff_t>(cache.size()) - static_cast<std::ptrdiff_t>(keep);
-                if (extra > 0) cache.erase(cache.begin(), cache.begin() + extra);
-            });
-        });
-    },
-    [](void *runner) { return the(runner).cached(); },
-    [](void *runner, alize_backend_error *error) {
-        return guarded(error, [&] { the(runner).edit(false, [](Cache &cache) { cache.clear(); }); });
-    },
+    E::open,
+    E::close,
+    E::runner,
+    E::step,
+    E::drop_last,
+    E::evict,
+    E::cached,
+    E::reset,
     nullptr,  // a step is over before anybody could cancel it
-    [](void *runner) { delete &the(runner); },
+    E::free_runner,
     nullptr,
     nullptr,
     nullptr,
@@ -142,6 +139,4 @@ const alize_backend kTable = {
 }  // namespace
 }  // namespace alize::backends
 
-extern "C" __attribute__((visibility("default"))) const alize_backend *alize_backend_entry(void) {
-    return &alize::backends::kTable;
-}
+ALIZE_BACKEND_EXPORT
