@@ -65,7 +65,8 @@ def test_byte_level_streams_any_tokens(tmp_path_factory: pytest.TempPathFactory,
 
 def spelled(pieces: list[str], *, whole_run: bool) -> str:
     """The text of byte-fallback tokens by definition. A run of byte tokens that is no UTF-8 is one U+FFFD a byte: all of it
-    (whole_run, as decoding at once has it) or what follows the characters at its start that are whole (as a stream must)."""
+    (whole_run, as decoding at once has it) or what follows the characters at its start that are whole (as a stream must, which
+    has said them; a space at the start of a text is never said)."""
     text = ""
     for is_byte, group in itertools.groupby(pieces, lambda piece: piece.startswith("<0x")):
         if not is_byte:
@@ -74,6 +75,8 @@ def spelled(pieces: list[str], *, whole_run: bool) -> str:
         run = bytes(int(piece[3:5], 16) for piece in group)
         ends = [len(run)] if whole_run else range(len(run), -1, -1)
         valid = next((end for end in ends if run[:end].decode(errors="ignore").encode() == run[:end]), 0)
+        if not text and run[:valid] == b" " != run:
+            valid = 0
         text += run[:valid].decode() + "\ufffd" * (len(run) - valid)
     return text.removeprefix(" ")
 
