@@ -4,6 +4,7 @@ Specification: https://onnxruntime.ai/docs/genai/reference/config.html
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from alize.models.registry import family_for
 __all__ = ["genai_config", "write"]
 
 
-def write(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes FOLDER/genai_config.json."""
-    text = json.dumps(genai_config(checkpoint.config), indent=2, sort_keys=True)
+def write(checkpoint: Checkpoint, folder: Path, *, providers: Sequence[str] = ()) -> None:
+    """Writes FOLDER/genai_config.json. providers: those to run by, where not the CPU's."""
+    config = genai_config(checkpoint.config)
+    config["model"]["decoder"]["session_options"]["provider_options"] = [{name: {}} for name in providers]
+    text = json.dumps(config, indent=2, sort_keys=True)
     (folder / "genai_config.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ attention bias. So a mask of either kind is right: row b's last key is its last 
 Lengths cannot come from the shapes of such buffers, so where some layers have a window and others see everything, the graph
 has the input `num_evicted` (int64 [B], default 0, backed by an initialiser): so many of row b's first positions are no longer
 in the caches of the layers with a window, while attention_mask counts them still. To those layers the mask is moved left.
+The CUDA provider's kernel refuses a bias: `group_query_attention_unbiased` is for it, and its masks are padded on the right only.
 Specification: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 """
 
@@ -19,22 +20,31 @@ from onnx_ir.passes import common
 from alize.errors import LoweringFailed
 from alize.optimize.passes import attentions, constant
 
-__all__ = ["HIDDEN_SCORE", "group_query_attention"]
+__all__ = ["HIDDEN_SCORE", "group_query_attention", "group_query_attention_unbiased"]
 
 HIDDEN_SCORE = -3.0e38  # finite: a padding row that sees no key gives an average, not NaN, and nothing reads what it gives
 
 
 def group_query_attention(model: ir.Model) -> int:
     """Replaces every attention node; lengths and bias are computed from attention_mask once for all of them."""
+    return _replace_all(model, biased=True)
+
+
+def group_query_attention_unbiased(model: ir.Model) -> int:
+    """The same where nothing is padded on the left: a row's first token is the first column of attention_mask."""
+    return _replace_all(model, biased=False)
+
+
+def _replace_all(model: ir.Model, *, biased: bool) -> int:
     graph, nodes = model.graph, attentions(model)
     if not nodes:
         raise LoweringFailed("group_query_attention: the graph has no SlidingWindowAttention")
     mask = next(value for value in graph.inputs if value.name == "attention_mask")
     input_ids = next(value for value in graph.inputs if value.name == "input_ids")
-    full = _keys(graph, mask, input_ids)
+    full = _keys(graph, mask, input_ids, biased=biased)
     windows = [node.attributes["window"].as_int() for node in nodes]
     mixed = 0 in windows and any(windows)
-    sliding = _keys(graph, _moved_mask(graph, mask), input_ids, prefix="evicted.") if mixed else full
+    sliding = _keys(graph, _moved_mask(graph, mask), input_ids, biased=biased, prefix="evicted.") if mixed else full
     for node, window in zip(nodes, windows, strict=True):
         _replace(graph, node, sliding if window else full)
     common.RemoveUnusedNodesPass()(model)
@@ -46,17 +56,18 @@ def group_query_attention(model: ir.Model) -> int:
 @dataclass(frozen=True)
 class _Keys:
     """Which keys a layer reads. last_index: int32 [B], of each row's last key; total: int32 scalar, the mask's width;
-    bias: float32 [B,1,S,total], 0 for a key that is a token, HIDDEN_SCORE for padding."""
+    bias: float32 [B,1,S,total], 0 for a key that is a token, HIDDEN_SCORE for padding; None where none is on the left."""
 
     last_index: ir.Value
     total: ir.Value
-    bias: ir.Value
+    bias: ir.Value | None
 
 
-def _keys(graph: ir.Graph, mask: ir.Value, input_ids: ir.Value, *, prefix: str = "") -> _Keys:
+def _keys(graph: ir.Graph, mask: ir.Value, input_ids: ir.Value, *, biased: bool, prefix: str = "") -> _Keys:
     """mask: int64 [B,total]. prefix: of the nodes' names."""
     last_index, total = _row_lengths(graph, mask, f"{prefix}row_lengths")
-    return _Keys(last_index, total, _padding_bias(graph, mask, input_ids, f"{prefix}padding_bias"))
+    bias = _padding_bias(graph, mask, input_ids, f"{prefix}padding_bias") if biased else None
+    return _Keys(last_index, total, bias)
 
 
 def _moved_mask(graph: ir.Graph, mask: ir.Value) -> ir.Value:
@@ -139,7 +150,7 @@ def _replace(graph: ir.Graph, node: ir.Node, keys: _Keys) -> None:
     window = node.attributes["window"].as_int()
     fused = ir.node(
         "GroupQueryAttention",
-        [*flat, past_key, past_value, keys.last_index, keys.total, None, None, None, keys.bias],
+        [*flat, past_key, past_value, keys.last_index, keys.total, *([] if keys.bias is None else [None, None, None, keys.bias])],
         {
             "num_heads": heads,
             "kv_num_heads": kv_heads,

@@ -29,6 +29,7 @@ _MOVES = {
     "GatherElements",
     "GatherND",
     "Identity",
+    "Pad",
     "Reshape",
     "ScatterElements",
     "Slice",
@@ -37,9 +38,10 @@ _MOVES = {
     "Transpose",
     "Unsqueeze",
 }
-_HALF = {"Attention", "MatMul", "TensorScatter"}
+_HALF = {"Attention", "GroupQueryAttention", "MatMul", "MatMulNBits", "TensorScatter"}
 _MIXED = {"Add", "Div", "Mul", "Neg", "Sigmoid", "Sub"}
-_PLAIN = {"And", "Constant", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Range", "Shape"}
+_PLAIN = {"And", "Constant", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"}
+_PLAIN |= {"Range", "ReduceMax", "ReduceProd", "Shape"}  # of whole numbers, wherever the lowerings write them
 
 
 def half_precision(weights: str) -> Callable[[ir.Model], int]:
@@ -75,11 +77,11 @@ class _Walk:
         if kind == "Cast":
             self._visit_cast(node)
         elif kind in _EXACT:
-            self._type(node, self._inputs(node, ir.DataType.FLOAT))
+            self._type(node, self._inputs(node, ir.DataType.FLOAT) if _floats(node) else None)
         elif kind in _HALF:
             self._type(node, self._inputs(node, ir.DataType.FLOAT if _is_router(node) else self.half))
         elif kind in _MIXED:
-            found = {value.dtype for value in node.inputs if value is not None and value.dtype in _FLOATS}
+            found = _floats(node)
             self._type(node, self._inputs(node, self.half if self.half in found else ir.DataType.FLOAT) if found else None)
         elif kind in _MOVES:
             first = node.inputs[0]
@@ -142,6 +144,11 @@ class _Walk:
             integers = node.op_type == "TopK" and index == 1
             if dtype is not None and not integers:
                 value.type = ir.TensorType(dtype)
+
+
+def _floats(node: ir.Node) -> set[ir.DataType | None]:
+    """The float types among its inputs'."""
+    return {value.dtype for value in node.inputs if value is not None and value.dtype in _FLOATS}
 
 
 def _is_router(node: ir.Node) -> bool:

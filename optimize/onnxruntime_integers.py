@@ -8,6 +8,7 @@ import torch
 
 from alize.artifact.manifest import ModelInfo
 from alize.optimize.integer_products import describe_forms, require_products
+from alize.optimize.matmul_nbits import form_of_product, is_product, read_product
 from alize.optimize.quantisation import Form
 from alize.optimize.quantise import SCALES, ZERO_POINTS, tensor_name
 from alize.optimize.round_to_integers import Integers, unpack_nibbles
@@ -20,6 +21,8 @@ INTEGER_TYPES = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataT
 
 def read_integers(initializers: Mapping[str, ir.Value], stored: str) -> Integers:
     """A matrix [out,in], or a stack [E,out,in], by the name it is stored under, whichever way it lies."""
+    if is_product(initializers, stored):
+        return read_product(initializers, stored)
     values, scales = _unpacked(initializers[stored]), _unpacked(initializers[stored + SCALES])
     zeros = _unpacked(initializers[stored + ZERO_POINTS]) if stored + ZERO_POINTS in initializers else None
     if stored.endswith(SUFFIX):
@@ -60,6 +63,8 @@ def check_integers(graph: ir.Graph, executed: Mapping[str, str], info: ModelInfo
 
 
 def _form(graph: ir.Graph, stored: str) -> tuple[Form, int]:
+    if is_product(graph.initializers, stored):
+        return form_of_product(graph.initializers, stored)
     values, scales = graph.initializers[stored].shape, graph.initializers[stored + SCALES].shape
     dtype = graph.initializers[stored].dtype
     assert values is not None and scales is not None and dtype is not None

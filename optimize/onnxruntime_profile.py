@@ -16,6 +16,7 @@ from alize.errors import LoweringFailed, OutputError
 from alize.optimize.expert_structure import PREFILL, Experts, Phase, by_layer, chosen_experts, probe_token
 from alize.optimize.onnxruntime_slices import cut_layers
 from alize.optimize.openvino_slices import Slices
+from alize.optimize.widen import read_widened
 
 __all__ = ["Run", "executed_kinds", "expert_phases", "profile", "profile_slices", "reachable_experts"]
 
@@ -61,7 +62,7 @@ def profile(
     import onnxruntime
 
     outputs = [f"layers.{layer}.experts" for layer in range(*layers)] if info.experts else []
-    model, start, output = cut_layers(onnx.load(path, load_external_data=False), *layers, info.layers)
+    model, start, output = cut_layers(read_widened(path), *layers, info.layers)
     known = {name for node in model.graph.node for name in node.output}
     if missing := [name for name in outputs if name not in known]:
         raise LoweringFailed(f"the model has no value {missing[0]}: which experts its router chooses cannot be seen")

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: GroupQueryAttention over linear caches that past and present share.
+"""ONNX Runtime on the CPU: GroupQueryAttention over linear caches that past and present share. The GPU is in onnxruntime_cuda.py.
 
 The graph takes rows of unequal lengths by its attention mask (row b holds mask[b].sum() tokens, padded on the right), but the
 engine's kernel refuses a batch with a past when S > 1: such a step runs row by row, on views of the row's own buffers.
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alize.artifact.manifest import Manifest, ModelInfo
-from alize.errors import ArtifactError, BackendUnavailable
+from alize.errors import ArtifactError, BackendUnavailable, UsageError
+from alize.runtimes import onnxruntime_cuda
 from alize.runtimes.linear_rows import LinearRows, cache_names
 from alize.runtimes.taps import Taps, with_outputs
 
@@ -47,7 +48,7 @@ def available() -> str | None:
 
 def devices() -> list[str]:
     """The devices of this machine that artifacts can name."""
-    return ["cpu"]
+    return ["cpu", *([] if onnxruntime_cuda.problem() else ["cuda"])]
 
 
 def fingerprint(device: str) -> dict[str, str]:
@@ -56,23 +57,33 @@ def fingerprint(device: str) -> dict[str, str]:
 
     from alize.runtimes.processor import processor_name
 
+    if device == "cuda":
+        return onnxruntime_cuda.fingerprint()
+
     return {"backend": "onnxruntime", "version": onnxruntime.__version__, "device": device, "name": processor_name()}
 
 
 def open(  # noqa: A001 - the name that every back-end module has
     folder: Path,
     manifest: Manifest,
-    device: str,  # noqa: ARG001 - there is one
+    device: str,
     options: Mapping[str, str | int | bool],
     taps: Sequence[str] = (),
-) -> "OnnxRuntimeEngine":
-    """Read the artifact's graph. Raises ArtifactError, BackendUnavailable.
+) -> "OnnxRuntimeEngine | onnxruntime_cuda.CudaEngine":
+    """Read the artifact's graph. Raises ArtifactError, BackendUnavailable, DeviceUnavailable.
 
     Options: `threads` (0 = one a physical core), `accuracy_level` of products with integer weights (1, float32, is the default).
     """
     why = available()
     if why is not None:
         raise BackendUnavailable(f"onnxruntime cannot be imported ({why}): pip install 'alize[onnxruntime]'")
+    if device == "cuda":
+        if taps:
+            raise UsageError(f"tensors inside a graph ({taps[0]}) are not read on cuda: open it on the CPU")
+        return onnxruntime_cuda.open_engine(folder / MODEL_FILE, manifest, options)
+    if manifest.target.device == "cuda":
+        rebuild = manifest.rebuild.replace("--device cuda", "--device cpu")
+        raise ArtifactError(f"{folder} was built for cuda, in float16: for the CPU run `{rebuild}`")
     import onnxruntime
 
     settings = session_options(options)
@@ -162,14 +173,7 @@ class OnnxRuntimeRunner(LinearRows):
         return logits
 
     def _inputs(self, rows: slice, tokens: NDArray[np.int64], positions: NDArray[np.int64], keep: int) -> dict[str, NDArray[Any]]:
-        new = tokens.shape[1]
-        totals = self._filled[rows] + new
-        return {
-            "input_ids": np.ascontiguousarray(tokens),
-            "position_ids": positions[:, None] + np.arange(new, dtype=np.int64),
-            "attention_mask": (np.arange(int(totals.max())) < totals[:, None]).astype(np.int64),
-            "num_logits_to_keep": np.array([keep], np.int64),
-        } | ({"num_evicted": self._evicted[rows]} if self._mixed else {})
+        return dict(self._masked(rows, tokens, positions, keep))
 
     def _move(self, row: int, count: int, keep: int) -> None:
         for cache, windowed in zip(self._caches, self._of_window, strict=True):

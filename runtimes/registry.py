@@ -43,6 +43,16 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
+_NVIDIA = "it needs an NVIDIA GPU, its driver (nvidia-smi shows both) and"
+_NEEDS = {
+    ("onnxruntime", "cuda"): f"{_NVIDIA} onnxruntime-gpu in onnxruntime's place: pip uninstall onnxruntime, then "
+    "pip install 'alize[cuda]'",
+    ("tensorrt", "gpu"): f"{_NVIDIA} cuda-python: pip install 'alize[tensorrt]'",
+    ("tensorrt-rtx", "gpu"): f"{_NVIDIA} cuda-python: pip install 'alize[tensorrt-rtx]'",
+}
+"""What brings a device that a machine has not, by back-end and device."""
+
+
 class Engine(Protocol):
     """Weights and compiled graph on one device, shared by every runner that it makes."""
 
@@ -98,4 +108,6 @@ def check_device(name: str, module: BackendModule, device: str) -> None:
     """Raise DeviceUnavailable, listing the devices that are there, unless `device` is one of them."""
     devices = module.devices()
     if device not in devices:
-        raise DeviceUnavailable(f"{name} has no device {device!r} here: use one of {', '.join(devices) or 'none at all'}")
+        remedy = f"; {_NEEDS[name, device]}" if (name, device) in _NEEDS else ""
+        there = ", ".join(devices) or "none at all"
+        raise DeviceUnavailable(f"{name} has no device {device!r} here: use one of {there}{remedy}")

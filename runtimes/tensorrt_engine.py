@@ -20,8 +20,8 @@ from alize.artifact.state import DeviceState
 from alize.errors import ArtifactError, BackendUnavailable, DeviceUnavailable, UsageError
 from alize.nvidia import PACKAGES, Limits, Package, engine_limits, plan_name
 from alize.runtimes.cuda import Cuda
+from alize.runtimes.device_caches import DeviceCaches
 from alize.runtimes.linear_caches import LinearCacheRunner
-from alize.runtimes.linear_rows import cache_names
 
 __all__ = ["TENSORRT", "TENSORRT_RTX", "TensorRtBackend", "TensorRtEngine"]
 
@@ -220,17 +220,11 @@ class GpuBuffers:
         info, limits = engine.info, engine.limits
         self._stream = self._cuda.stream()
         self._bound = [_Bound(engine.context(profile, self._stream), {}) for profile in (0, 1)]
-        self._names = cache_names(info)
-        self._row: dict[str, int] = {}  # bytes of one row of a cache
-        self._capacity: dict[str, int] = {}
-        self._caches: dict[str, int] = {}  # addresses
-        for name, window in self._names:
-            self._capacity[name] = limits.window_capacity if window else limits.capacity
-            self._row[name] = 2 * info.key_value_heads * self._capacity[name] * info.head_size
-            self._caches[name] = self._cuda.allocate(batch * self._row[name])
+        self._caches = DeviceCaches(
+            self._cuda, info, batch, full=limits.capacity, window=limits.window_capacity, stream=self._stream
+        )
         self._inputs = self._cuda.allocate(8 * 3 * batch * (limits.chunk + 2))
         self._logits, self._logits_size = 0, 0
-        self._scratch = self._cuda.allocate(max(self._row.values()))
 
     def execute(self, rows: slice, feeds: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """See Buffers."""
@@ -254,16 +248,8 @@ class GpuBuffers:
         return logits
 
     def move(self, row: int, count: int, keep: int) -> None:
-        """See Buffers. By way of a scratch buffer: source and destination may overlap."""
-        info = self._engine.info
-        width = 2 * info.head_size
-        for name, window in self._names:
-            if not window:
-                continue
-            pitch, start = width * self._capacity[name], self._caches[name] + row * self._row[name]
-            size, heads = width * keep, info.key_value_heads
-            self._cuda.copy_rows(self._scratch, size, start + width * (count - keep), pitch, size, heads, self._stream)
-            self._cuda.copy_rows(start, pitch, self._scratch, size, size, heads, self._stream)
+        """See Buffers."""
+        self._caches.move(row, count, keep)
 
     def close(self) -> None:
         """See Buffers."""
@@ -271,10 +257,11 @@ class GpuBuffers:
         for bound in self._bound:
             for graph in bound.graphs.values():
                 self._cuda.free_graph(graph)
-        for address in (*self._caches.values(), self._inputs, self._logits, self._scratch):
+        self._caches.close()
+        for address in (self._inputs, self._logits):
             self._cuda.free(address)
         self._cuda.free_stream(self._stream)
-        self._bound, self._caches = [], {}
+        self._bound = []
 
     def _reserve(self, size: int) -> None:
         """Room for the logits; graphs that write to where they were are forgotten."""
@@ -296,15 +283,12 @@ class GpuBuffers:
         return places
 
     def _bind(self, context: Any, rows: slice, feeds: Mapping[str, NDArray[np.int64]], places: Mapping[str, int]) -> None:
-        info, batch = self._engine.info, len(feeds["input_ids"])
         for name, array in feeds.items():
             context.set_input_shape(name, array.shape)
             context.set_tensor_address(name, places[name])
-        for name, _ in self._names:
-            address = self._caches[name] + rows.start * self._row[name]
-            context.set_input_shape(
-                f"past_key_values.{name}", (batch, info.key_value_heads, self._capacity[name], info.head_size)
-            )
+        for name in self._caches.names:
+            address, shape = self._caches.place(name, rows)
+            context.set_input_shape(f"past_key_values.{name}", shape)
             context.set_tensor_address(f"past_key_values.{name}", address)
             context.set_tensor_address(f"present.{name}", address)
         context.set_tensor_address("logits", self._logits)

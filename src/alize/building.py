@@ -222,7 +222,7 @@ def _prepare(
     """Finds the checkpoint and refuses what can't be expressed, before any work is done."""
     compiler = compiler_for(target)
     device = next(iter(compiler.devices)) if device is None else device
-    plan = compiler.plan(device)
+    compiler, plan = compiler.on(device), compiler.plan(device)
     backend = plan.backend or target
     compiler.versions()  # or it cannot be built here
     check_device(backend, backend_module(backend, backends=PROOF_BACKENDS), plan.proof)

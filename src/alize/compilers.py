@@ -107,7 +107,7 @@ class DevicePlan:
     that are integers, where the engine may round activations to 8 bits for a product; its exact mode is there too.
     weights: the precisions that it takes, the first where the checkpoint's own is not among them.   experts: the form of a
     mixture of experts that is taken unless another is asked for.   backend: of PROOF_BACKENDS, what plays the target on `proof`
-    where that is not the target's own.
+    where that is not the target's own.   variant: what the names of the modules end with that lower for this device alone.
     """
 
     proof: str
@@ -116,6 +116,7 @@ class DevicePlan:
     weights: tuple[str, ...]
     experts: str
     backend: str = ""
+    variant: str = ""
 
     def configurations_for(self, weights: str, shapes: Mapping[str, Sequence[int]]) -> tuple[Configuration, ...]:
         """What `load` may run of an artifact that stores `weights`, matrices [...,out,in] of these shapes by name.
@@ -137,7 +138,7 @@ class Compiler:
 
     devices: by name.   refused: devices that users would expect, and why not.   packages: whose versions go into the manifest.
     experts: the forms that it lowers a mixture of experts to.   kind: whose probe and companions it shares.   temporary: files
-    of the lowering that validation reads and the artifact does not keep.
+    of the lowering that validation reads and the artifact does not keep.   variant: that of the device, see `on`.
     """
 
     target: str
@@ -148,6 +149,11 @@ class Compiler:
     experts: tuple[str, ...]
     kind: str = ""
     temporary: tuple[str, ...] = ()
+    variant: str = ""
+
+    def on(self, device: str) -> "Compiler":
+        """The same for one of its devices, which may have a lowering and companions of its own. Raises UsageError."""
+        return replace(self, variant=self.plan(device).variant)
 
     def plan(self, device: str) -> DevicePlan:
         """Raises UsageError naming the devices that it compiles for."""
@@ -160,7 +166,7 @@ class Compiler:
 
     @property
     def lowering(self) -> Lowering:
-        return cast(Lowering, self._module(f"alize.optimize.lower_{self.target.replace('-', '_')}"))
+        return cast(Lowering, self._module(f"alize.optimize.lower_{self.target.replace('-', '_')}{self.variant}"))
 
     @property
     def probe(self) -> Probe:
@@ -172,12 +178,12 @@ class Compiler:
 
     @property
     def companion(self) -> Companion:
-        return cast(Companion, self._module(f"alize.optimize.companions_{self.kind or self.target}"))
+        return cast(Companion, self._module(f"alize.optimize.companions_{self.kind or self.target}{self.variant}"))
 
     def versions(self) -> dict[str, str]:
         """Package -> version, of what decides the artifact's bytes. Raises BackendUnavailable."""
         try:
-            return {package: version(package) for package in self.packages}
+            return {package: _version(package) for package in self.packages}
         except PackageNotFoundError as error:
             raise BackendUnavailable(
                 f"target {self.target} needs {error.name}: pip install 'alize[build,{self.target}]'"
@@ -234,9 +240,18 @@ COMPILERS: dict[str, Compiler] = {
                 integers=(Configuration("default", {"accuracy_level": 4}), Configuration("exact", {})),
                 weights=WEIGHTS,
                 experts="apart",
-            )
+            ),
+            "cuda": DevicePlan(
+                proof="cpu",
+                backend="onnxruntime-widened",
+                configurations=(Configuration("default", {}),),
+                integers=(Configuration("default", {}),),
+                weights=("fp16", "int8", "int4"),
+                experts="apart",
+                variant="_cuda",
+            ),
         },
-        refused={"cuda": "it is not there yet"},
+        refused={"gpu": "its devices are cpu and cuda"},
         packages=("torch", "onnx-ir", "onnxruntime"),
         experts=("apart",),
     ),
@@ -267,7 +282,26 @@ def _tensorrt(package: Package) -> Compiler:
 
 COMPILERS |= {target: _tensorrt(package) for target, package in PACKAGES.items()}
 
-PROOF_BACKENDS = BACKENDS | {"graph": Backend(name="graph", extra="build", module="alize.validate.graph_proof")}
+PROOF_BACKENDS = BACKENDS | {
+    backend.name: backend
+    for backend in (
+        Backend(name="graph", extra="build", module="alize.validate.graph_proof"),
+        Backend(name="onnxruntime-widened", extra="build", module="alize.validate.widened_proof"),
+    )
+}
+
+
+def _version(package: str) -> str:
+    """Of an installed package; onnxruntime-gpu is onnxruntime with another provider, and takes its place."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        if package != "onnxruntime":
+            raise
+        try:
+            return version("onnxruntime-gpu")
+        except PackageNotFoundError:
+            raise PackageNotFoundError(package) from None
 
 
 def compiler_for(target: str) -> Compiler:

@@ -22,6 +22,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "bfloat16": {"window": WINDOW, "dtype": "bfloat16", "tied": True},
     "float16": {"window": WINDOW, "dtype": "float16"},
     "mixtral": {"window": WINDOW, "experts": 4, "hidden_size": 64, "intermediate_size": 96},
+    "tied": {"window": 0, "tied": True, "hidden_size": 64, "intermediate_size": 96},
     "mixed": {"family": "ministral", "window": WINDOW, "pattern": (0, 1)},
 }
 

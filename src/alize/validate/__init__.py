@@ -52,7 +52,7 @@ def validate_artifact(
             f"the manifest says {manifest.source.sha256[:12]}...; give that one"
         )
     _merge(checkpoint, adapter, artifact, manifest)
-    compiler = compiler_for(manifest.target.backend)
+    compiler = compiler_for(manifest.target.backend).on(manifest.target.device)
     budget = Budget(**manifest.validation.budget) if manifest.validation.budget else Budget.for_weights(manifest.target.weights)
     outcome = validate_folder(
         artifact,

@@ -16,11 +16,11 @@ from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import LoweringFailed
 from alize.nvidia import Limits, engine_limits
 from alize.optimize.lower_tensorrt import GRAPH_FILE
+from alize.optimize.widen import widened
 from alize.runtimes.linear_caches import LinearCacheRunner
 from alize.runtimes.linear_rows import cache_names
 from alize.runtimes.onnxruntime_runner import available, devices, session_options
 from alize.runtimes.taps import Taps
-from alize.validate.widen import widened
 
 __all__ = ["GraphEngine", "available", "devices", "fingerprint", "open", "open_graph"]
 

@@ -16,6 +16,7 @@ from alize.optimize.onnxruntime_integers import INTEGER_TYPES, read_integers
 from alize.optimize.round_to_integers import Integers
 from alize.optimize.rounded import IntegerSource
 from alize.optimize.transpose_weights import SUFFIX
+from alize.optimize.widen import read_widened
 
 __all__ = ["between", "cut_experts", "residual_stream", "stored_integers", "stored_weights"]
 
@@ -60,7 +61,7 @@ def stored_integers(folder: Path) -> IntegerSource:
 
 def residual_stream(folder: Path, tokens: NDArray[np.int64], names: list[str]) -> dict[str, NDArray[np.float32]]:
     """[S,n] of each named point, after one pass over tokens [S]."""
-    model = onnx.load(folder / MODEL_FILE, load_external_data=False)
+    model = read_widened(folder / MODEL_FILE)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     session = _session(model, folder)
     size = len(tokens)
@@ -84,7 +85,7 @@ def cut_experts(
     experts int64 [n,top_k] and the output float32 [n,M]. Only this layer's weights are read.
     """
     start, names = f"layers.{layer}.moe_input", [f"layers.{layer}.{part}" for part in ("router_logits", "experts", "moe")]
-    session = _session(between(onnx.load(folder / MODEL_FILE, load_external_data=False), start, names), folder)
+    session = _session(between(read_widened(folder / MODEL_FILE), start, names), folder)
     given = {start: hidden[None], "input_ids": np.zeros((1, len(hidden)), np.int64)}
     found = session.run(names, {value.name: given[value.name] for value in session.get_inputs()})
     logits, experts, output = (array.reshape(len(hidden), -1) for array in found)

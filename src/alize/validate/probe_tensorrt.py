@@ -18,9 +18,9 @@ from alize.optimize.quantise import SCALES, tensor_name
 from alize.optimize.round_to_integers import Integers
 from alize.optimize.rounded import IntegerSource
 from alize.optimize.transpose_weights import SUFFIX
+from alize.optimize.widen import widened
 from alize.validate.graph_proof import open_graph
 from alize.validate.probe_onnxruntime import between
-from alize.validate.widen import widened
 
 __all__ = ["cut_experts", "residual_stream", "stored_integers", "stored_weights"]
 

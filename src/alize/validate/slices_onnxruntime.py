@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import ModelInfo
 from alize.optimize.onnxruntime_slices import cut_layers
+from alize.optimize.widen import read_widened
 from alize.runtimes.onnxruntime_runner import MODEL_FILE, OnnxRuntimeRunner, session_options
 
 __all__ = ["open_slice"]
@@ -26,7 +27,7 @@ def open_slice(
     """The layers first..stop-1 on the CPU provider."""
     import onnxruntime
 
-    model, start, output = cut_layers(onnx.load(folder / MODEL_FILE, load_external_data=False), first, stop, info.layers)
+    model, start, output = cut_layers(read_widened(folder / MODEL_FILE), first, stop, info.layers)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
     settings = session_options(options)
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))

@@ -1,11 +1,20 @@
 """A graph in float16 or bfloat16 read in float32: the same nodes and the same stored weights, without the rounding in between."""
 
+from pathlib import Path
+
 import onnx
 from onnx import TensorProto
 
-__all__ = ["widened"]
+__all__ = ["read_widened", "widened"]
 
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def read_widened(path: Path) -> onnx.ModelProto:
+    """The graph in PATH without its weights, in float32: as it is, where it computes in float32 already."""
+    model = onnx.load(path, load_external_data=False)
+    half = any(value.type.tensor_type.elem_type in _HALF for value in model.graph.input)
+    return widened(model) if half else model
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
