@@ -82,10 +82,9 @@ def _replace(graph: ir.Graph, node: ir.Node, product: ir.Node) -> None:
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         raise LoweringFailed(f"matmul_nbits: {stored.name} has zero points, which are not written for it: leave out --asymmetric")
     rows, columns = (int(size) for size in stored.shape.numpy())
-    bits, group = (
-        _BITS[ir.DataType(stored.dtype)],
-        node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0,
-    )
+    assert stored.dtype is not None
+    bits = _BITS[stored.dtype]
+    group = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
     scales, size = _scales(graph, stored, rows, columns, group)
     lookups = [use.node for use in stored.uses() if use.node.op_type == "Gather"]
     _pack(stored, rows, columns // size, size * bits // 8, bits)

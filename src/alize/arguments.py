@@ -91,7 +91,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", type=_target, default="openvino", metavar="TARGET", help=f"{' or '.join(TARGETS)} (default: openvino)"
     )
-    parser.add_argument("--device", help="device of the target to compile for (default: cpu, of TensorRT gpu)")
+    parser.add_argument("--device", help="device of the target: cpu, gpu, cuda (default: cpu, of TensorRT gpu)")
     parser.add_argument("--sm", metavar="LIST", help="of TensorRT: compute capabilities to build engines for, as 80,89")
     parser.add_argument(
         "--capacity", type=int, metavar="TOKENS", help="of TensorRT: what caches without a window hold (default: 4096)"
