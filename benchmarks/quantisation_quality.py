@@ -5,13 +5,17 @@
 Every subject is judged the same way: its dequantised weights are put into the same PyTorch model in float32, so that nothing but
 the integers counts. KL(float32 || subject) in nats and perplexity, over a text that no calibration has seen: entries of Ambrose
 Bierce's The Devil's Dictionary (1911, in the public domain). NNCF is run through optimum-intel, by the Python given as --rival.
+
+A mix (mixed-b5-g64) is compared with others of the same size: int8 given to matrices at random, and to the first and last layers.
 """
 
 import argparse
 import math
+import random
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +27,18 @@ from torch import Tensor
 
 from alize.artifact.pieces import Pieces
 from alize.calibration_text import BUILT_IN, CalibrationText
+from alize.mixing import Mix, choose, plan_mix
 from alize.models.checkpoint import Checkpoint
 from alize.models.registry import single_weights
 from alize.models.session import TorchEngine
-from alize.optimize.quantisation import Quantisation
+from alize.optimize.quantisation import DEFAULT_BUDGET, MIXED, Quantisation, unit_of
 from alize.optimize.round_to_integers import dequantised
 from alize.progress import SilentProgress
 from alize.rounding import round_weights
 
 TEXT = Path(__file__).with_name("quantisation_quality.txt")
 SEQUENCE = 256
+RANDOM = 3
 SUBJECTS = ("int4-g64", "int4-g64-asym", "int4-g32", "int4-g32-asym", "int4-g128", "int4-g128-asym", "int8", "int8-channel-asym")
 
 
@@ -75,10 +81,33 @@ class Judge:
             yield logits[0].log_softmax(-1)
 
 
-def ours(checkpoint: Checkpoint, weights: str, scratch: Path, *, text: CalibrationText | None) -> tuple[dict[str, Tensor], float]:
+def mixes(checkpoint: Checkpoint, weights: str, scratch: Path) -> dict[str, Mix | None]:
+    """By what is said of them: the mix that alize chooses, and others of the same size; of other weights one that is none."""
+    chosen = Quantisation.parse(weights)
+    assert chosen is not None
+    if not chosen.budget:
+        return {"": None}
+    pieces = Pieces(scratch / f"plan-{replace(chosen, budget=DEFAULT_BUDGET)}")  # what a matrix loses depends on no budget
+    found: dict[str, Mix | None] = {
+        "": plan_mix(checkpoint, weights, CalibrationText.open(BUILT_IN), pieces, progress=SilentProgress())
+    }
+    shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
+    layers = max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers."))
+    for seed in range(RANDOM):
+        draw = random.Random(seed)
+        known = {name: (draw.random() * math.prod(shape), 0.0) for name, shape in shapes.items() if unit_of(name)}
+        found[f", chosen at random ({seed})"] = choose(shapes, chosen, known)
+    ends = {name: min(int(name.split(".")[2]), layers - int(name.split(".")[2])) for name in shapes if unit_of(name)}
+    known = {name: (2.0 ** (20 - place) * math.prod(shapes[name]), 0.0) for name, place in ends.items()}
+    return found | {", first and last layers": choose(shapes, chosen, known)}
+
+
+def ours(
+    checkpoint: Checkpoint, weights: str, scratch: Path, *, text: CalibrationText | None, mix: Mix | None = None
+) -> tuple[dict[str, Tensor], float]:
     """The dequantised matrices, and the bits of a weight that is not in a table, scales and zero points included."""
-    pieces = Pieces(scratch / f"{weights}{'-calibrated' if text else ''}")
-    rounded = round_weights(checkpoint, weights, pieces, text=text, progress=SilentProgress())
+    pieces = Pieces(scratch / "rounded")
+    rounded = round_weights(checkpoint, weights, pieces, text=text, mix=mix, progress=SilentProgress())
     assert rounded is not None
     found = {name: dequantised(rounded(name)) for name in rounded.forms}
     layers = [name for name in rounded.forms if name.startswith("model.layers.")]
@@ -161,12 +190,15 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         for weights in options.subjects:
-            if options.rival is not None:
+            if options.rival is not None and not weights.startswith(MIXED):
                 keep(f"{weights} nncf", judge.figures(theirs(checkpoint, weights, options.work or Path(scratch), options.rival)))
-            for label, calibration in ((weights, None), (f"{weights} calibrated", text)):
-                if calibration is None or weights.startswith("int4"):
-                    values, bits = ours(checkpoint, weights, Path(scratch), text=calibration)
-                    keep(label, {"bits": round(bits, 3)} | judge.figures(values))
+            for said, mix in mixes(checkpoint, weights, Path(scratch)).items():
+                for calibration in (None, text):
+                    if calibration is None or not (said or weights.startswith("int8")):
+                        values, bits = ours(checkpoint, weights, Path(scratch), text=calibration, mix=mix)
+                        expected = {} if mix is None or said else {"kl_expected": round(mix.kl, 4)}
+                        label = f"{weights}{' calibrated' if calibration else ''}{said}"
+                        keep(label, {"bits": round(bits, 3)} | judge.figures(values) | expected)
 
 
 if __name__ == "__main__":

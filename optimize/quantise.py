@@ -42,7 +42,7 @@ def float_part(weights: str) -> str:
 
 def integer_part(weights: str, rounded: Rounded | None = None) -> tuple[Pass, ...]:
     """The pass that rounds to integers, where `weights` names some."""
-    chosen = Quantisation.parse(weights)
+    chosen = Quantisation.parse(weights) if rounded is None else rounded.quantisation
     return () if chosen is None else (quantise(chosen, rounded),)
 
 

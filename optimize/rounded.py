@@ -31,12 +31,14 @@ IntegerSource = Callable[[str], Integers]
 
 @dataclass(frozen=True)
 class Rounded:
-    """The integers of a build, in its pieces. forms, shapes: of every matrix that is stored as integers, by name.
+    """The integers of a build, in its pieces. quantisation: what decides their forms.   forms, shapes: of every matrix that is
+    stored as integers, by name.
 
     A call gives the Integers of a matrix, read from its file: values of 8 bits stay mapped, nibbles are unpacked.
     """
 
     pieces: Pieces
+    quantisation: Quantisation
     forms: Mapping[str, Form]
     shapes: Mapping[str, tuple[int, ...]]
 
@@ -45,7 +47,7 @@ class Rounded:
         """weights: every matrix under a name of its own (`single_weights`)."""
         forms = {name: quantisation.form(name, weight.shape) for name, weight in weights.items()}
         chosen = {name: form for name, form in forms.items() if form is not None}
-        return Rounded(pieces, chosen, {name: weights[name].shape for name in chosen})
+        return Rounded(pieces, quantisation, chosen, {name: weights[name].shape for name in chosen})
 
     def missing(self) -> list[str]:
         """The matrices that are not there yet, in the order of the layers."""

@@ -14,6 +14,7 @@ from alize.drafting import model_info
 from alize.durations import Speed, stage_seconds
 from alize.errors import BuildError
 from alize.estimate import Estimate, estimate
+from alize.mixing_costs import WEIGH, Weighing
 from alize.models.checkpoint import Checkpoint
 from alize.validate.run import plan_for
 from tests.builds.conftest import Alize, alize  # noqa: F401 - a fixture
@@ -54,6 +55,17 @@ def test_calibrating_is_counted(checkpoint: Path) -> None:
     found = Calibrating.of(shapes, model_info(Checkpoint.open(checkpoint)))
     assert found.memory >= 4 * 2 * 14336**2  # what a layer of Mistral-7B takes at its peak
     assert 14336**3 / 3 < found.operations < 2e13
+
+
+def test_a_mix_is_counted(checkpoint: Path) -> None:
+    """Its budget gives its size, whatever will be chosen; what it is weighed with takes memory and time."""
+    narrow, mixed, wide = (expected(checkpoint, weights=name) for name in ("int4-g32", "mixed-b6-g32", "int8"))
+    assert narrow.output < mixed.output < wide.output
+    assert mixed.output - narrow.output == pytest.approx((wide.output - narrow.output) * (6 - 4.4) / (8.4 - 4.4), rel=0.1)
+    assert mixed.stages[WEIGH] > 0 and WEIGH not in narrow.stages
+    shapes = {"model.layers.0.mlp.gate_proj.weight": (14336, 4096), "model.layers.0.mlp.down_proj.weight": (4096, 14336)}
+    found = Weighing.of(shapes, dataclasses.replace(model_info(Checkpoint.open(checkpoint)), layers=1), 14336)
+    assert 4 * 5 * 14336 * 4096 < found.memory < 4e9 and found.rounded == 4 * 14336 * 4096
 
 
 def test_sizes_come_from_the_headers(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from alize.errors import UsageError
 __all__ = ["TARGETS", "parse"]
 
 TARGETS = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
-_WEIGHTS = {"fp32": "fp32", "f32": "fp32", "fp16": "fp16", "f16": "fp16", "bf16": "bf16", "int8": "int8", "int4": "int4"}
+_WEIGHTS = {"f32": "fp32", "f16": "fp16"} | {name: name for name in ("fp32", "fp16", "bf16", "int8", "int4", "mixed")}
 _GROUPS = ("128", "64", "32", "channel")
 _BUDGET_SECONDS = 300.0  # alize.building.DEFAULT_BUDGET_SECONDS, whose import --help cannot wait for
 
@@ -98,20 +98,26 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, metavar="ROWS", help="of TensorRT: rows of a session at most (default: 4)")
     parser.add_argument(
-        "--weights", type=_weights, metavar="TYPE", help="fp32, fp16, bf16, int8 or int4 (default: what the checkpoint holds)"
+        "--weights",
+        type=_weights,
+        metavar="TYPE",
+        help="fp32, fp16, bf16, int8, int4 or mixed (default: what the checkpoint holds)",
+    )
+    parser.add_argument(
+        "--bits", type=_bits, metavar="B", help="of mixed: bits a weight, spent on int8 where it lowers KL most (default: 5)"
     )
     parser.add_argument(
         "--group-size",
         choices=_GROUPS,
-        help="of int8 and int4: weights that share a scale (default: channel for int8, 128 for int4)",
+        help="of integers: weights that share a scale (default: channel for int8, 128 for int4 and what a mix has in int4)",
     )
-    parser.add_argument("--asymmetric", action="store_true", help="of int8 and int4: a zero point for each group")
+    parser.add_argument("--asymmetric", action="store_true", help="of integers: a zero point for each group")
     parser.add_argument(
         "--calibrate",
         nargs="?",
         const="built-in",
         metavar="FILE",
-        help="of int8 and int4: round for what a text brings about, a file of it or without FILE the text that comes with alize",
+        help="of integers: round for what a text brings about, a file of it or without FILE the text that comes with alize",
     )
     parser.add_argument(
         "--experts", choices=("apart", "tiled", "gathered"), help="form of a mixture of experts (default: what suits the device)"
@@ -126,7 +132,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         "--quantisation-budget",
         type=_nats,
         metavar="KL",
-        help="mean KL in nats that rounding the weights may cost (default: 0.05, and 0.75 for int4)",
+        help="mean KL in nats that rounding the weights may cost (default: 0.05, and 0.75 for int4 and mixed)",
     )
     parser.add_argument(
         "--max-memory",
@@ -201,7 +207,7 @@ def _target(name: str) -> str:
 
 
 def _weights(name: str) -> str:
-    there = ", ".join(dict.fromkeys(_WEIGHTS.values()))
+    there = ", ".join(name for name, meant in _WEIGHTS.items() if name == meant)
     if name not in _WEIGHTS:
         raise UsageError(f"--weights {name!r} is unknown: use one of {there}")
     return _WEIGHTS[name]
@@ -218,6 +224,10 @@ def _size(text: str) -> int:
     if not math.isfinite(size) or size < 1:
         raise UsageError(f"--max-memory {text} must be a size like 8GB or 500M")
     return int(size)
+
+
+def _bits(text: str) -> float:
+    return _amount(text, "--bits", "bits a weight")
 
 
 def _seconds(text: str) -> float:

@@ -22,9 +22,12 @@ from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions
 from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
+from alize.mixing import Mix, check_budget, plan_mix, text_for_mix
 from alize.models.checkpoint import Checkpoint
 from alize.models.read_adapter import merge_adapter
+from alize.models.registry import single_weights
 from alize.optimize.openvino_slices import Slices
+from alize.optimize.quantisation import MIXED, Quantisation
 from alize.optimize.rounded import Rounded
 from alize.progress import Progress, SilentProgress, reporter
 from alize.record import BUILD_RECORD, INSPECT, BuildRecord
@@ -57,6 +60,7 @@ def build(
     quantisation_budget: float | None = None,
     group_size: str | None = None,
     asymmetric: bool = False,
+    bits: float | None = None,
     calibrate: str | None = None,
     force: bool = False,
     resume: bool = True,
@@ -67,8 +71,9 @@ def build(
     """Compiles `source` for `target`, validates the result against PyTorch and seals it as the folder `output`.
 
     source: a Hugging Face checkpoint folder or a hub id (with `revision`). adapter: folder of a PEFT LoRA adapter, merged into
-    the weights while they are read. weights: fp32, fp16, bf16, int8 or int4, by default what the checkpoint holds; group_size
-    (128, 64, 32, channel) and asymmetric say how integers are grouped and centred.
+    the weights while they are read. weights: fp32, fp16, bf16, int8, int4 or mixed, by default what the checkpoint holds;
+    group_size (128, 64, 32, channel) and asymmetric say how integers are grouped and centred. bits: what a weight of a mix of
+    int4 and int8 may take on average, scales counted, by default 5.
     calibrate: a file of plain text that integers are rounded for, or "built-in"; by default the weights alone decide.
     experts: the form that a mixture of experts is lowered to, apart or tiled, by default what suits the device.
     budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it (verdict "partial",
@@ -90,6 +95,7 @@ def build(
         weights,
         group_size,
         asymmetric,
+        bits,
         calibrate,
         revision,
         adapter,
@@ -98,6 +104,7 @@ def build(
         progress,
     )
     text = None if calibrate is None else CalibrationText.chosen(calibrate, job.weights, job.checkpoint)
+    sample = text_for_mix(job.weights, text, job.checkpoint)
     compiler, checkpoint, expected, device = job.compiler, job.checkpoint, job.estimate, job.device
     info = model_info(checkpoint)
     options = lowering_options(compiler, info, device=device, experts=experts, engine=engine, weights=job.weights)
@@ -122,8 +129,9 @@ def build(
         )
         if found := unfinished.begin(build_key(draft)):
             progress.note(found)
-        rounded = round_weights(checkpoint, job.weights, unfinished.pieces, text=text, progress=progress)
-        draft = _compile(building.folder, draft, checkpoint, compiler, rounded, progress=progress, slices=expected.slices)
+        mix = None if sample is None else plan_mix(checkpoint, job.weights, sample, unfinished.pieces, progress=progress)
+        rounded = round_weights(checkpoint, job.weights, unfinished.pieces, text=text, mix=mix, progress=progress)
+        draft = _compile(building.folder, draft, checkpoint, compiler, rounded, mix, progress=progress, slices=expected.slices)
         outcome = validate_folder(
             building.folder,
             draft,
@@ -141,7 +149,7 @@ def build(
             (building.folder / name).unlink(missing_ok=True)
         draft = dataclasses.replace(draft, validation=outcome.validation)
         progress.stage("report")
-        _write_proof(building.folder, draft, outcome, output)
+        _write_proof(building.folder, draft, outcome, output, mix)
         record.write(building.folder)
         progress.stage("seal", total_bytes=sum(_sizes(building.folder).values()))
         manifest = building.seal(
@@ -166,6 +174,7 @@ def estimate_build(
     budget_seconds: float = DEFAULT_BUDGET_SECONDS,
     group_size: str | None = None,
     asymmetric: bool = False,
+    bits: float | None = None,
     calibrate: str | None = None,
     max_memory: int | None = None,
     progress: Progress | None = None,
@@ -182,6 +191,7 @@ def estimate_build(
         weights,
         group_size,
         asymmetric,
+        bits,
         calibrate,
         revision,
         adapter,
@@ -212,6 +222,7 @@ def _prepare(
     weights: str | None,
     group_size: str | None,
     asymmetric: bool,
+    bits: float | None,
     calibrate: str | None,
     revision: str | None,
     adapter: Path | None,
@@ -231,9 +242,11 @@ def _prepare(
     info = model_info(checkpoint)
     if adapter is not None:
         merge_adapter(checkpoint, adapter)
-    asked = None if weights is None else normal_weights(weights, group_size=group_size, asymmetric=asymmetric)
+    asked = None if weights is None else normal_weights(weights, group_size=group_size, asymmetric=asymmetric, bits=bits)
     stored = weights_for(plan, device, asked=asked, stored=stored_as(checkpoint))
-    normal_weights(stored, group_size=group_size, asymmetric=asymmetric)  # groups of a float type are refused, asked for or not
+    normal_weights(stored, group_size=group_size, asymmetric=asymmetric, bits=bits)  # refused of a float type, asked for or not
+    if quantisation := Quantisation.parse(stored):
+        check_budget({name: weight.shape for name, weight in single_weights(checkpoint).items()}, quantisation)
     expected = estimate(
         checkpoint,
         info,
@@ -254,6 +267,7 @@ def _compile(
     checkpoint: Checkpoint,
     compiler: Compiler,
     rounded: Rounded | None,
+    mix: Mix | None,
     *,
     progress: Progress,
     slices: Slices | None,
@@ -269,6 +283,8 @@ def _compile(
     structure = compiler.lowering.check_structure(folder, draft.model, target.options, weights=target.weights, slices=slices)
     if rounded is not None:
         structure["integers_sha256"] = rounded.digest()
+    if mix is not None:
+        structure[MIXED] = mix.as_structure()
     progress.stage("companions")
     copy_companions(checkpoint, folder)
     compiler.companion.write(checkpoint, folder)
@@ -276,11 +292,11 @@ def _compile(
     return dataclasses.replace(draft, target=dataclasses.replace(draft.target, passes=passes, structure=structure))
 
 
-def _write_proof(folder: Path, draft: Manifest, outcome: Outcome, output: Path) -> None:
+def _write_proof(folder: Path, draft: Manifest, outcome: Outcome, output: Path, mix: Mix | None) -> None:
     """Golden prompts and report. Raises ValidationFailed, leaving the report beside `output`."""
     if outcome.replay:
         write_golden(folder / GOLDEN, outcome.replay, outcome.replay_budget)
-    page = render(draft, outcome.evidence, _sizes(folder))
+    page = render(draft, outcome.evidence, _sizes(folder), mix)
     if outcome.validation.verdict == "fail":
         left = output.with_name(f"{output.name}.failed-report.html")
         left.write_text(page, encoding="utf-8")

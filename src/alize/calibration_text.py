@@ -49,7 +49,7 @@ class CalibrationText:
     def chosen(calibrate: str, weights: str, checkpoint: Checkpoint) -> "CalibrationText":
         """For a build of `weights`. Raises UsageError where those are no integers, and for a text that cannot be used."""
         if Quantisation.parse(weights) is None:
-            raise UsageError(f"--calibrate is for --weights int8 and int4, not for {weights}")
+            raise UsageError(f"--calibrate is for --weights int8, int4 and mixed, not for {weights}")
         text = CalibrationText.open(calibrate)
         text.sequences(checkpoint)
         return text
@@ -63,22 +63,22 @@ class CalibrationText:
         """As an option of the command line; a file without its folder, which is no part of an artifact."""
         return "--calibrate" if self.name == BUILT_IN else f"--calibrate {shlex.quote(self.name)}"
 
-    def sequences(self, checkpoint: Checkpoint) -> list[NDArray[np.int64]]:
+    def sequences(self, checkpoint: Checkpoint, *, option: str = "--calibrate") -> list[NDArray[np.int64]]:
         """int64 [SEQUENCE] each, the only one of a short text shorter, by the checkpoint's tokenizer.json.
 
-        Raises UsageError: no tokenizer, or fewer tokens than LEAST_TOKENS.
+        option: what asked for it. Raises UsageError: no tokenizer, or fewer tokens than LEAST_TOKENS.
         """
         import tokenizers
 
         path = checkpoint.folder / "tokenizer.json"
         if not path.is_file():
-            raise UsageError(f"--calibrate needs the checkpoint's tokenizer: {path} is missing; add it or leave --calibrate out")
+            raise UsageError(f"{option} needs the checkpoint's tokenizer: {path} is missing; add it or leave {option} out")
         size = family_for(checkpoint.config).config.from_dict(checkpoint.config).vocab_size
         ids = tokenizers.Tokenizer.from_file(str(path)).encode(self.text).ids
         tokens = np.array([token for token in ids if token < size], np.int64)
         if len(tokens) < LEAST_TOKENS:
             raise UsageError(
-                f"--calibrate: {self.name} has {len(tokens)} tokens, {LEAST_TOKENS} are needed at least; give a longer text"
+                f"{option}: {self.name} has {len(tokens)} tokens, {LEAST_TOKENS} are needed at least; give a longer text"
             )
         count = len(tokens) // SEQUENCE
         if not count:

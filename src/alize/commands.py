@@ -50,6 +50,7 @@ def _sizing(options: argparse.Namespace) -> dict[str, Any]:
         "adapter": options.adapter,
         "budget_seconds": options.validation_budget,
         "group_size": options.group_size,
+        "bits": options.bits,
         "asymmetric": options.asymmetric,
         "calibrate": options.calibrate,
         "max_memory": options.max_memory,

@@ -38,7 +38,7 @@ __all__ = [
     "normal_weights",
 ]
 
-WEIGHTS = ("fp32", "fp16", "bf16", "int8", "int4")
+WEIGHTS = ("fp32", "fp16", "bf16", "int8", "int4", "mixed")
 _ALIASES = MappingProxyType({"f32": "fp32", "f16": "fp16"})
 
 
@@ -221,7 +221,7 @@ COMPILERS: dict[str, Compiler] = {
                 proof="cpu",
                 configurations=(Configuration("default", _OPENVINO_GPU),),
                 integers=(Configuration("default", _OPENVINO_GPU), _EXACT),
-                weights=("fp16", "int8", "int4"),
+                weights=("fp16", "int8", "int4", "mixed"),
                 experts="tiled",
             ),
         },
@@ -344,10 +344,11 @@ def weights_for(plan: DevicePlan, device: str, *, asked: str | None, stored: str
     return name
 
 
-def normal_weights(weights: str, *, group_size: str | None = None, asymmetric: bool = False) -> str:
+def normal_weights(weights: str, *, group_size: str | None = None, asymmetric: bool = False, bits: float | None = None) -> str:
     """The one name of a precision: fp32, fp16, bf16, or of integers with their groups (int4-g128, int8-channel-asym).
 
-    group_size: 128, 64, 32 or channel, by default 128 for int4 and channel for int8. Raises UsageError.
+    group_size: 128, 64, 32 or channel, by default channel for int8, else 128. bits: of a weight of a mix (mixed-b5-g64), by
+    default 5. Raises UsageError.
     """
     name = _ALIASES.get(weights, weights)
     chosen = Quantisation.parse(name)
@@ -356,7 +357,12 @@ def normal_weights(weights: str, *, group_size: str | None = None, asymmetric: b
             raise UsageError(f"--weights {weights} is unknown: choose one of {', '.join(WEIGHTS)}")
         if group_size is not None or asymmetric:
             option = "--asymmetric" if group_size is None else f"--group-size {group_size}"
-            raise UsageError(f"{option} is for --weights int8 and int4, not for {name}")
+            raise UsageError(f"{option} is for --weights int8, int4 and mixed, not for {name}")
+    if bits is not None:
+        if chosen is None or not chosen.budget:
+            raise UsageError(f"--bits {bits:g} is for --weights mixed, not for {name}")
+        chosen = replace(chosen, budget=bits)
+    if chosen is None:
         return name
     chosen = chosen if group_size is None else chosen.grouped(group_size)
     return str(replace(chosen, symmetric=False) if asymmetric else chosen)

@@ -12,7 +12,7 @@ from alize.models.adapter import BLOCK
 from alize.models.checkpoint import ITEM_SIZES, Checkpoint
 from alize.models.reference import HEAD_ROWS, ROWS
 from alize.models.registry import family_for, single_weights
-from alize.optimize.quantisation import Quantisation
+from alize.optimize.quantisation import Quantisation, unit_of
 from alize.validate.cases import Plan
 from alize.validate.references import kept_positions
 
@@ -145,8 +145,9 @@ def stored_bytes(name: str, shape: tuple[int, ...], weights: str) -> int:
     form = quantisation.form(name, shape) if quantisation else None
     if form is None:
         return math.prod(shape) * (4 if len(shape) < 2 or quantisation else {"fp32": 4, "fp16": 2, "bf16": 2}[weights])
-    groups = math.prod(shape) // form.group
-    return (math.prod(shape) + (0 if form.symmetric else groups)) * form.bits // 8 + 2 * groups
+    if quantisation is not None and quantisation.budget and unit_of(name) is not None:
+        return int(math.prod(shape) * quantisation.budget / 8)  # which of them are in int8 is not known yet, how many bits are is
+    return form.stored_bytes(shape)
 
 
 def scratch_bytes(model: Model) -> int:

@@ -142,6 +142,12 @@ class _Work:
         return 0 if chosen is None else chosen.bits
 
     @property
+    def kind(self) -> str:
+        """int4, int8 or mixed."""
+        chosen = Quantisation.parse(self.model.weights)
+        return "" if chosen is None else chosen.kind
+
+    @property
     def floats(self) -> int:
         """Bytes of all that is multiplied with, in float32."""
         return 4 * (self.model.info.layers * self.model.layer + self.model.head)
@@ -193,7 +199,7 @@ def _building(work: _Work) -> dict[str, float]:
     read = (model.read_bytes + model.merging.read_bytes) / min(2 * speed.hashed, _FIRST_READ)
     seconds = {"hash the checkpoint": read}
     if work.bits:
-        seconds[f"round to int{work.bits}"] = 0.9 * model.parameters / speed.rounded + work.kept() + work.merged()
+        seconds[f"round to {work.kind}"] = 0.9 * model.parameters / speed.rounded + work.kept() + work.merged()
     lowered = work.copied(4 * model.read_bytes + 4 * model.stored_bytes) + work.kept()
     if work.bits:
         lowered = work.kept() + (

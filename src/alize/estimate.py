@@ -16,9 +16,11 @@ from alize.costs import OTHER_FILES, PROCESS, Model, build_memory, run_memory, s
 from alize.durations import Speed, stage_seconds
 from alize.errors import BuildError
 from alize.memory import available_bytes, existing, free_bytes
+from alize.mixing_costs import WEIGH, Weighing
 from alize.models.checkpoint import Checkpoint
 from alize.models.registry import single_weights
 from alize.optimize.openvino_slices import Slices
+from alize.optimize.quantisation import MIXED
 from alize.progress import byte_count
 from alize.record import builds
 from alize.validate.cases import Plan
@@ -115,11 +117,15 @@ def estimate(
     tokenizer = any(path.name == "tokenizer.json" for path in checkpoint.companions)
     speed, needed = Speed.here(existing(output.absolute().parent), model), build_memory(model, plan)
     stages = stage_seconds(model, plan, speed, tokenizer=tokenizer, exact=stored_exactly(checkpoint, weights))
+    shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
     if calibrated:
-        shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
         calibrating = Calibrating.of(shapes, info)
         needed = max(needed, PROCESS + calibrating.memory)
         stages[CALIBRATE] = calibrating.operations / speed.multiplied
+    if weights.startswith(MIXED):
+        weighing = Weighing.of(shapes, info, model.inner)
+        needed = max(needed, PROCESS + weighing.memory)
+        stages[WEIGH] = weighing.operations / speed.multiplied + weighing.rounded / speed.rounded
     building = sum(seconds for name, seconds in stages.items() if builds(name))
     free = free_bytes(output.absolute().parent)
     return Estimate(

@@ -3,6 +3,7 @@
 from alize.artifact.pieces import Pieces
 from alize.calibration import calibrate
 from alize.calibration_text import CalibrationText
+from alize.mixing import Mix
 from alize.models.checkpoint import Checkpoint
 from alize.models.registry import single_weights
 from alize.optimize.quantisation import Quantisation
@@ -14,23 +15,29 @@ __all__ = ["round_weights"]
 
 
 def round_weights(
-    checkpoint: Checkpoint, weights: str, pieces: Pieces, *, text: CalibrationText | None = None, progress: Progress
+    checkpoint: Checkpoint,
+    weights: str,
+    pieces: Pieces,
+    *,
+    text: CalibrationText | None = None,
+    mix: Mix | None = None,
+    progress: Progress,
 ) -> Rounded | None:
     """The integers of `checkpoint` as `weights` (int4-g128, ...) has them, those in `pieces` as they are, the others made now.
-    None where `weights` names a float type.
+    None where `weights` names a float type. mix: what was chosen, where `weights` names a mix.
 
     Each matrix is kept as soon as it is made. text: what the layers' matrices are rounded for, see `calibrate`; tables never
     are. Raises CorruptCheckpoint (NaN or infinite weights, a shard that changed
     meanwhile), UnsupportedModel (a scale beyond float16), UsageError (a text that is too short).
     """
-    chosen = Quantisation.parse(weights)
+    chosen = Quantisation.parse(weights) if mix is None else mix.quantisation
     if chosen is None:
         return None
     sources = single_weights(checkpoint)
     rounded = Rounded.of(sources, chosen, pieces)
     plain = [name for name in rounded.forms if text is None or not name.startswith("model.layers.")]
     sizes = {name: checkpoint.tensors[sources[name].sources[0]].size for name in plain}
-    progress.stage(f"round to int{chosen.bits}", total_bytes=sum(sizes.values()))
+    progress.stage(f"round to {chosen.kind}", total_bytes=sum(sizes.values()))
     missing = set(rounded.missing())
     for name in plain:
         if name in missing:

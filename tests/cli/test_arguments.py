@@ -68,7 +68,8 @@ def test_weights_and_their_aliases(given: str | None, meant: str | None) -> None
     ("words", "message"),
     [
         ("build s --target coreml", "--target 'coreml' is unknown: use openvino or onnxruntime or tensorrt or tensorrt-rtx"),
-        ("build s --weights q4_k_m", "--weights 'q4_k_m' is unknown: use one of fp32, fp16, bf16, int8, int4"),
+        ("build s --weights q4_k_m", "--weights 'q4_k_m' is unknown: use one of fp32, fp16, bf16, int8, int4, mixed"),
+        ("build s --weights mixed --bits many", "--bits many must be a number of bits a weight, 0 or more"),
         ("build s --weights int4 --group-size 48", "invalid choice: '48' (choose from "),
         ("build s --quantisation-budget -1", "--quantisation-budget -1 must be a number of nats, 0 or more"),
         ("build s --quantisation-budget much", "--quantisation-budget much must be a number of nats, 0 or more"),

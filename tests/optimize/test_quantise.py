@@ -68,6 +68,8 @@ def plain(rows: Tensor, form: Form) -> Tensor:
         ("int8", "int8-channel", "--weights int8 --group-size channel"),
         ("int4-g32-asym", "int4-g32-asym", "--weights int4 --group-size 32 --asymmetric"),
         ("int8-asym", "int8-channel-asym", "--weights int8 --group-size channel --asymmetric"),
+        ("mixed", "mixed-b5-g128", "--weights mixed --bits 5 --group-size 128"),
+        ("mixed-b4.75-g64-asym", "mixed-b4.75-g64-asym", "--weights mixed --bits 4.75 --group-size 64 --asymmetric"),
     ],
 )
 def test_names(given_name: str, name: str, options: str) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alize.artifact import CaseResult, Configuration, Manifest, ModelInfo, Source, Target, Validation
+from alize.mixing import Mix
+from alize.optimize.quantisation import Quantisation
 from alize.report import render
 from alize.validate.evidence import CaseEvidence, Evidence
 from alize.validate.judge import Budget, fidelity_limit, judge_fidelity, judge_loss
@@ -76,6 +78,13 @@ def broken() -> Evidence:
     case.figures.error[50:] = case.figures.kl[50:] = np.inf
     case.figures.top1[50:] = case.figures.near_tie[50:] = False
     return replace(evidence, cases=(fidelity(case.name, case.figures, case.limit),))
+
+
+def mix() -> Mix:
+    """Of 5 bits."""
+    wide = frozenset({"layers.0.v_proj", "layers.3.v_proj", "layers.3.down_proj"})
+    curve = ((4.25, 0.41), (4.6, 0.2), (5.1, 0.11), (6.5, 0.05), (8.03, 0.01))
+    return Mix(Quantisation(4, 64, True, 5.2, wide), 5.1, 0.11, curve, "built-in, sha256 ab")
 
 
 def manifest(evidence: Evidence, *, windows: Sequence[int] = (WINDOW,) * LAYERS, verdict: str = "") -> Manifest:

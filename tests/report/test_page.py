@@ -91,6 +91,21 @@ def test_figures_have_alternative_text_and_names_to_point_at(good: Page) -> None
         assert any(said.startswith(f"{case.name} passes: worst ") for said in touched)
 
 
+def test_a_mix_is_drawn_with_what_was_measured_of_it(read: Read) -> None:
+    evidence = samples.good()
+    page = read(render(manifest(evidence), evidence, SIZES, samples.mix()))
+    (drawn,) = [svg for svg in page.all("svg") if "along bits a weight" in (svg.get("aria-label") or "")]
+    assert (drawn.get("aria-label") or "").startswith(
+        "Expected KL along bits a weight, from 0.41 in int4 at 4.25 bits to 0.01 in int8 at 8.03; "
+        "this mix: 0.11 at 5.10 bits, measured 0.00"
+    )
+    words = {"".join(text.itertext()) for text in drawn.iter("text")}
+    assert {"5.10 bits", "expected 0.11", "all in int4", "all in int8"} <= words
+    assert any(text.startswith("measured 0.00") for text in words)
+    assert "went to int8 where it saves most KL: 2 of v_proj and 1 of down_proj, in 2 layers; the rest is in int4." in page.text
+    assert "on the text built-in." in page.text
+
+
 def test_a_failure_says_first_what_is_wrong(wrong: Page) -> None:
     assert "✕ fail device-validated 3 of 6 cases fail." in wrong.text
     assert wrong.text.index("What is wrong the window is 33, the model's is 32") < wrong.text.index("How to read this page")

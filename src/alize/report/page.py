@@ -9,9 +9,11 @@ import numpy as np
 from markupsafe import Markup
 
 from alize.artifact import Manifest
+from alize.mixing import Mix
 from alize.progress import byte_count
 from alize.report.edges import edge_names
 from alize.report.experts import expert_plot, expert_summary
+from alize.report.mix import mix_plot, mix_summary
 from alize.report.plots import FIDELITY, error_plot, kl_plot
 from alize.report.tables import Question, case_rows, facts, file_rows, floor_rows, questions, windows
 from alize.report.wording import chain, many, number, value, visible
@@ -30,10 +32,11 @@ _LEVELS = {
 }
 
 
-def render(manifest: Manifest, evidence: Evidence, sizes: dict[str, int]) -> str:
+def render(manifest: Manifest, evidence: Evidence, sizes: dict[str, int], mix: Mix | None = None) -> str:
     """report.html: one file that fetches nothing and runs nothing. The same input gives the same text.
 
     manifest: without files and digest, which are sealed after this page.   sizes: path inside the artifact -> bytes.
+    mix: what was chosen, of weights in int4 and int8.
     """
     evidence = _presentable(evidence)
     asked = questions(case_rows(manifest, evidence))
@@ -57,6 +60,8 @@ def render(manifest: Manifest, evidence: Evidence, sizes: dict[str, int]) -> str
         error_plot=error_plot(evidence, edges),
         zoom_plot=zoom_plot(evidence, edges),
         kl_plot=kl_plot(evidence, edges),
+        mix_plot=mix_plot(mix, evidence) if mix else None,
+        mix_summary=mix_summary(mix) if mix else "",
         expert_plot=expert_plot(evidence.coverage) if evidence.coverage else None,
         expert_summary=expert_summary(evidence.coverage) if evidence.coverage else "",
         top_k=manifest.model.experts_per_token,

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from alize.artifact import Manifest, ModelInfo, Source
+from alize.optimize.quantisation import MIXED
 from alize.progress import byte_count
 from alize.report.plots import FIDELITY, QUESTIONS
 from alize.report.wording import many, number, percent, share, value
@@ -152,7 +153,8 @@ def windows(manifest: Manifest) -> str:
 
 def facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, str]]]]:
     """Headed lists of name and value: what was compiled, for what, and what the compiled graph was found to be."""
-    structure = sorted((name.replace("_", " "), value(found)) for name, found in manifest.target.structure.items())
+    asked = {name: found for name, found in manifest.target.structure.items() if name != MIXED}  # that has a figure
+    structure = sorted((name.replace("_", " "), value(found)) for name, found in asked.items())
     return [
         ("Model", [*_model(manifest.source, manifest.model), ("window", windows(manifest))]),
         ("Compiled for", _target(manifest)),

@@ -30,7 +30,7 @@ class Budget:
     def for_weights(weights: str) -> "Budget":
         """The defaults for an artifact that stores `weights`: integers lose more, and so do products with them."""
         chosen = Quantisation.parse(weights)
-        return Budget() if chosen is None else _INTEGERS[chosen.bits]
+        return Budget() if chosen is None else _INTEGERS[chosen.bits]  # a mix is held to what int4 may lose
 
     def as_dict(self) -> dict[str, float]:
         return {field.name: float(getattr(self, field.name)) for field in fields(self)}

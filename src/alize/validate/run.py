@@ -109,8 +109,8 @@ class _Validation:
         self.cross = self.device != draft.target.device
         self.cases: list[CaseEvidence] = []
         self.far: list[str] = []
-        self.quantisation, self.rounded = Quantisation.parse(draft.target.weights), rounded
-        self.rule = as_stored(draft.target.weights, rounded)
+        self.quantisation, self.rounded = Quantisation.parse(draft.target.weights, draft.target.structure), rounded
+        self.rule = as_stored(self.quantisation or draft.target.weights, rounded)
         self.followed = 0
 
     def run(self, budget_seconds: float) -> Outcome:
@@ -164,7 +164,7 @@ class _Validation:
         source = self.rounded
         if self.quantisation is not None and source is None and right:
             source = self.compiler.probe.stored_integers(self.folder)
-        return as_stored(self.draft.target.weights, source)
+        return as_stored(self.quantisation or self.draft.target.weights, source)
 
     def _fidelity_and_runtime(self, plan: Plan, tokens: NDArray[np.int64], references: References) -> None:
         """Each case in accuracy mode against the reference, then as `load` runs it against accuracy mode.

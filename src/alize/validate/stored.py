@@ -10,13 +10,13 @@ from alize.optimize.rounded import IntegerSource
 __all__ = ["as_stored", "changed_integers"]
 
 
-def as_stored(weights: str, integers: IntegerSource | None = None) -> WeightRule:
+def as_stored(weights: str | Quantisation, integers: IntegerSource | None = None) -> WeightRule:
     """What an artifact's weights go through: matrices are stored as `weights`, vectors (of norms) in float32 always.
 
     integers: where those of a matrix are read; without it they are found anew each time, without calibration.
     """
-    chosen = Quantisation.parse(weights)
-    dtype = None if chosen else ROUND_TRIPS[weights]
+    chosen = Quantisation.parse(weights) if isinstance(weights, str) else weights
+    dtype = ROUND_TRIPS[weights] if isinstance(weights, str) and chosen is None else None
 
     def rule(name: str, stored: torch.Tensor, rows: Rows = ALL_ROWS, /) -> torch.Tensor:
         form = chosen.form(name, stored.shape) if chosen else None
