@@ -37,8 +37,8 @@ def mix_plot(mix: Mix, evidence: Evidence) -> Markup:
         said = f"{mix.bits:.2f} bits"
         axes.text(mix.bits, 1.02, said, transform=place, ha="center", va="baseline", color=COLOURS["soft"])
         for end, kind, side in ((0, "int4", "left"), (-1, "int8", "right")):
-            place_of = {"xytext": (8 if side == "left" else -8, 4), "textcoords": "offset points", "ha": side}
-            axes.annotate(f"all in {kind}", (bits[end], max(kl[end], low)), color=COLOURS["soft"], **place_of)
+            style: dict[str, Any] = {"xytext": (8 if side == "left" else -8, 4), "textcoords": "offset points", "ha": side}
+            axes.annotate(f"all in {kind}", (bits[end], max(kl[end], low)), color=COLOURS["soft"], **style)
         labels = [Label(mix.kl, f"expected {number(mix.kl)}", "quantisation")]
         _point(axes, mix.bits, mix.kl, "o", gid="expected")
         for loss in measured[:1]:
