@@ -1,5 +1,6 @@
 """What every test relies on: nothing reaches a hub, nothing is written into the user's own state folder."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -27,6 +28,15 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIZE_STATE_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_walk() -> Iterator[None]:
+    """Caches of torch and sympy grow to a million objects; a build collects garbage at each of its stages, 1.4 s apiece then.
+    What a file leaves behind is not looked at again."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
