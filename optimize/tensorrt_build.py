@@ -1,15 +1,22 @@
-"""A lowered ONNX graph -> TensorRT's plan file, by either package. The plan goes to the disk as it is made."""
+"""A lowered ONNX graph -> TensorRT's plan file, by either package. The plan goes to the disk as it is made.
 
+Which kernels are fast is timed on the GPU where one is built for in place; what was found is kept in the state folder, in
+`timing/PACKAGE-VERSION-smNN.cache`, for the builds to come. TensorRT itself refuses a cache of another GPU.
+"""
+
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alize.artifact.state import state_dir
 from alize.errors import BackendUnavailable, LoweringFailed, OutputError
 from alize.nvidia import Package
 
 __all__ = ["Profile", "build_plan"]
 
+_log = logging.getLogger("alize.tensorrt")
 _HARMLESS = ("has Int64 binding", "binding for tensor")
 """Of the parser's warnings those that every graph with int64 inputs gets."""
 
@@ -30,7 +37,7 @@ def build_plan(package: Package, graph: Path, plan: Path, sm: int, profiles: Seq
     the builder says, BackendUnavailable where the package needs a GPU that is not here, OutputError for a full disk.
     """
     trt = package.load()
-    log = _log(trt)
+    log = _messages(trt)
     try:
         builder = trt.Builder(log)
     except (TypeError, RuntimeError) as error:  # pybind's word for a null pointer
@@ -47,13 +54,36 @@ def build_plan(package: Package, graph: Path, plan: Path, sm: int, profiles: Seq
     _aim(trt, package, config, sm)
     for profile in profiles:
         config.add_optimization_profile(_shapes(builder, network, profile))
+    timings = state_dir() / "timing" / f"{package.target}-{trt.__version__}-sm{sm}.cache"
+    _take_timings(config, timings)
     with _writer(trt, plan) as writer:
         built = builder.build_serialized_network_to_stream(network, config, writer)
     if writer.problem is not None:
         raise OutputError(f"{plan} cannot be written ({writer.problem}): free space there, or choose another --output")
     if not built:
         raise LoweringFailed(f"{package.target} {trt.__version__} cannot build for SM {sm}: {log.why()}")
+    _keep_timings(config, timings)
     return tuple(log.warnings)
+
+
+def _take_timings(config: Any, file: Path) -> None:
+    """Of builds before this one, where there are any."""
+    try:
+        known = file.read_bytes()
+    except OSError:
+        known = b""
+    config.set_timing_cache(config.create_timing_cache(known), False)  # False: not those of another GPU
+
+
+def _keep_timings(config: Any, file: Path) -> None:
+    """A disk that is full or read-only costs that time again, and is said."""
+    temporary = file.with_suffix(".writing")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+        temporary.replace(file)
+    except OSError as error:
+        _log.warning("%s cannot be written (%s): kernels are timed again at every build; set ALIZE_STATE_DIR", file, error)
 
 
 def _aim(trt: Any, package: Package, config: Any, sm: int) -> None:
@@ -84,7 +114,7 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _log(trt: Any) -> Any:
+def _messages(trt: Any) -> Any:
     """A logger that keeps warnings and errors instead of printing them."""
 
     class Log(trt.ILogger):  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """What a build will need is told from headers alone, and what cannot fit is refused before it starts, with what would fit."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from alize import estimate as module
 from alize.building import build, estimate_build
 from alize.calibration_costs import Calibrating
+from alize.compilers import Compiler
 from alize.costs import Model, build_memory, run_memory
 from alize.drafting import model_info
 from alize.durations import Speed, stage_seconds
@@ -193,3 +195,35 @@ def test_estimates_are_plain_numbers(checkpoint: Path) -> None:
     told = expected(checkpoint)
     assert told.as_dict().keys() == {field.name for field in dataclasses.fields(told)}
     assert told.line().count("\n") == 0
+
+
+@pytest.mark.parametrize(("weights", "graph"), [("fp16", 1), ("int8", 2)])  # integers lie in files of their own beside the graph
+def test_each_plan_holds_the_weights(weights: str, graph: int, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, four = (expected(checkpoint, target="tensorrt-rtx", weights=weights, plans=plans) for plans in (1, 4))
+    opened = Checkpoint.open(checkpoint)
+    stored = Model.of(opened, model_info(opened), target="tensorrt-rtx", weights=weights).stored_bytes
+    plan = (four.output - one.output) / 3
+    assert plan > stored
+    assert (one.disk - one.output, four.disk - four.output) == (graph * stored, graph * stored)
+    assert four.build_seconds > one.build_seconds
+    monkeypatch.setattr(module, "free_bytes", lambda _: one.disk)
+    assert "fewer SMs at a time" in str(expected(checkpoint, target="tensorrt-rtx", weights=weights, plans=4).problem)
+
+
+def test_an_engine_is_held_whole_while_it_is_built(checkpoint: Path) -> None:
+    opened = Checkpoint.open(checkpoint)
+    plan = plan_for(opened, model_info(opened), 300.0)
+    small, large = (
+        dataclasses.replace(Model.of(opened, model_info(opened), target="tensorrt-rtx", weights="fp16"), stored_bytes=size)
+        for size in (GB, 3 * GB)
+    )
+    assert build_memory(large, plan) - build_memory(small, plan) > 1.4 * 2 * GB
+
+
+def test_a_dry_run_counts_the_sms(checkpoint: Path, alize: Alize) -> None:  # noqa: F811
+    words = ("build", checkpoint, "--target", "tensorrt-rtx", "--weights", "fp16", "--dry-run", "--json", "-o", "unwritten")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Compiler, "versions", lambda compiler: {})
+        sizes = [json.loads(alize(*words, "--sm", sms).out)["output"] for sms in ("89", "80,86,89")]
+    assert sizes[1] > 2 * sizes[0] - 10_000_000
+    assert sizes[1] > sizes[0]

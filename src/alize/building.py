@@ -18,7 +18,7 @@ from alize.compilers import (
     weights_for,
 )
 from alize.drafting import draft_manifest, model_info, stored_as
-from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions
+from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions, options_of_engine
 from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
@@ -26,6 +26,7 @@ from alize.mixing import Mix, check_budget, plan_mix, text_for_mix
 from alize.models.checkpoint import Checkpoint
 from alize.models.read_adapter import merge_adapter
 from alize.models.registry import single_weights
+from alize.nvidia import PACKAGES
 from alize.optimize.openvino_slices import Slices
 from alize.optimize.quantisation import MIXED, Quantisation
 from alize.optimize.rounded import Rounded
@@ -101,6 +102,7 @@ def build(
         adapter,
         budget_seconds,
         max_memory,
+        engine,
         progress,
     )
     text = None if calibrate is None else CalibrationText.chosen(calibrate, job.weights, job.checkpoint)
@@ -177,6 +179,7 @@ def estimate_build(
     bits: float | None = None,
     calibrate: str | None = None,
     max_memory: int | None = None,
+    engine: EngineOptions = NO_ENGINE_OPTIONS,
     progress: Progress | None = None,
 ) -> Estimate:
     """What `build` with these options would need, from config.json and the shards' headers: nothing is built. Of a hub id the
@@ -197,6 +200,7 @@ def estimate_build(
         adapter,
         budget_seconds,
         max_memory,
+        engine,
         progress,
     ).estimate
 
@@ -228,6 +232,7 @@ def _prepare(
     adapter: Path | None,
     budget_seconds: float,
     max_memory: int | None,
+    engine: EngineOptions,
     progress: Progress,
 ) -> _Job:
     """Finds the checkpoint and refuses what can't be expressed, before any work is done."""
@@ -256,6 +261,7 @@ def _prepare(
         output=output,
         choices=plan.weights,
         calibrated=calibrate is not None,
+        plans=len(options_of_engine(target, info, engine, stored).get("sm", "").split(",")) if target in PACKAGES else 0,
         max_memory=max_memory,
     )
     return _Job(compiler, device, plan, resolved, checkpoint, stored, expected)

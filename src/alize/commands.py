@@ -22,7 +22,6 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
         return _dry_run(options, out, output)
     with _needing(f"build,{options.target}"), _progress(options) as progress:
         from alize.building import build
-        from alize.engine_options import EngineOptions
 
         manifest = build(
             options.source,
@@ -31,7 +30,6 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
             quantisation_budget=options.quantisation_budget,
             force=options.force,
             resume=not options.no_resume,
-            engine=EngineOptions(sm=options.sm, capacity=options.capacity, batch=options.batch),
             progress=progress,
             **_sizing(options),
         )
@@ -42,6 +40,8 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
 
 def _sizing(options: argparse.Namespace) -> dict[str, Any]:
     """What a build and its estimate are both asked for."""
+    from alize.engine_options import EngineOptions
+
     chosen = {} if options.weights is None else {"weights": options.weights}
     return chosen | {
         "target": options.target,
@@ -54,6 +54,7 @@ def _sizing(options: argparse.Namespace) -> dict[str, Any]:
         "asymmetric": options.asymmetric,
         "calibrate": options.calibrate,
         "max_memory": options.max_memory,
+        "engine": EngineOptions(sm=options.sm, capacity=options.capacity, batch=options.batch),
     }
 
 

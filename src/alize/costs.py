@@ -12,11 +12,12 @@ from alize.models.adapter import BLOCK
 from alize.models.checkpoint import ITEM_SIZES, Checkpoint
 from alize.models.reference import HEAD_ROWS, ROWS
 from alize.models.registry import family_for, single_weights
+from alize.nvidia import PACKAGES
 from alize.optimize.quantisation import Quantisation, unit_of
 from alize.validate.cases import Plan
 from alize.validate.references import kept_positions
 
-__all__ = ["OTHER_FILES", "PROCESS", "Model", "build_memory", "run_memory", "scratch_bytes"]
+__all__ = ["OTHER_FILES", "PROCESS", "Model", "build_memory", "output_bytes", "run_memory", "scratch_bytes"]
 
 PROCESS = 300_000_000
 """Anonymous bytes of a process that has imported PyTorch, the exporter and the engine, and has exported a graph."""
@@ -46,9 +47,18 @@ MEASURED = 64 * 8 * 8
 OTHER_FILES = 3_000_000
 """Bytes of graph, report and golden prompts; the tokenizer's files are counted as they are."""
 
+PROGRAM = 6_000_000
+"""Bytes of a TensorRT plan besides its weights: kernels and what they are told. One layer of Mistral-7B's shape has 4 MB of them,
+the demo model's 30 layers have 14."""
+
+ENGINE, ENGINE_FIXED = 1.7, 300_000_000
+"""Of a plan's weights, what TensorRT holds in anonymous memory while it builds, and bytes whatever they are; measured by
+benchmarks/engine_build.py: 1.4 to 1.5 times 1 to 1.4 GB, 0.8 GB for the demo model's 0.27."""
+
 SCRATCH = {"openvino": 1.0, "onnxruntime": 0.0, "tensorrt": 1.0, "tensorrt-rtx": 1.0}
-"""Of the output's weights in floats, what lies on the disk beside them for a while: OpenVINO reads them from a scratch
-ONNX file, and what TensorRT parses is one. Integers lie in files of their own until the artifact is sealed, for any target."""
+"""Of the stored weights in floats, what lies on the disk beside the output for a while: OpenVINO reads them from a scratch
+ONNX file, and what TensorRT parses is one. Integers lie in files of their own until the artifact is sealed, for any target, and
+TensorRT's graph holds them once more."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +160,24 @@ def stored_bytes(name: str, shape: tuple[int, ...], weights: str) -> int:
     return form.stored_bytes(shape)
 
 
-def scratch_bytes(model: Model) -> int:
+def output_bytes(model: Model, plans: int) -> int:
+    """Of the weights in an artifact: once, or in each of so many plans, which hold a table of integers in float16 as well."""
+    if not plans:
+        return model.stored_bytes
+    table = 2 * model.embedding if Quantisation.parse(model.weights) else 0
+    return plans * (model.stored_bytes + table + PROGRAM)
+
+
+def scratch_bytes(model: Model, plans: int) -> int:
     """Bytes on the disk beside the output while it is made."""
-    return int(model.stored_bytes * (1.0 if Quantisation.parse(model.weights) else SCRATCH[model.target]))
+    if Quantisation.parse(model.weights):
+        return model.stored_bytes * (2 if plans else 1)
+    return int(model.stored_bytes * SCRATCH[model.target])
 
 
 def build_memory(model: Model, plan: Plan) -> int:
-    """Anonymous bytes at the peak of lowering, of comparing the weights and of the reference run, one after the other."""
+    """Anonymous bytes at the peak of lowering, of building a plan, of comparing the weights and of the reference run, each after
+    the other."""
     info = model.info
     window = max(info.windows)
     keys = min(plan.length, window + 128) if window else plan.length  # alize.models.ops.QUERY_ROWS queries at a time
@@ -167,7 +188,8 @@ def build_memory(model: Model, plan: Plan) -> int:
     head = 6 * min(HEAD_ROWS, info.vocab_size) * info.hidden_size + 2 * logits
     compared = logits + MEASURED * info.vocab_size
     copied = COPIED[model.target] * model.largest_bytes
-    return PROCESS + model.merging.memory + int(max(copied, WORKING + logits + max(layer, head, compared)))
+    engine = ENGINE_FIXED + ENGINE * model.stored_bytes if model.target in PACKAGES else 0
+    return PROCESS + model.merging.memory + int(max(copied, WORKING + logits + max(layer, head, compared), engine))
 
 
 def run_memory(model: Model, plan: Plan, layers: int) -> int:

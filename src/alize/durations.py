@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from alize.costs import Model
+from alize.costs import Model, output_bytes
 from alize.optimize.quantisation import Quantisation
 from alize.validate.cases import Plan
 
@@ -122,6 +122,9 @@ _NOMINAL = 2.2e7
 _FIRST_READ = 1e9
 """Bytes a second of the checkpoint's first reading, from the disk."""
 
+_ENGINE = 30
+"""What building a plan takes for each of its weights' bytes: as much as copying so many (benchmarks/engine_build.py)."""
+
 _SLOW_STEPS = {("onnxruntime", 4): 0.8e-9, ("onnxruntime", 8): 7e-9}
 """Seconds a weight and step: ONNX Runtime's exact products with integers unpack all of them for every token."""
 
@@ -187,14 +190,14 @@ class _Work:
         return self.python(0.01, 0.0005) + size / self.speed.streamed + slow * self.model.active
 
 
-def stage_seconds(model: Model, plan: Plan, speed: Speed, *, tokenizer: bool, exact: bool) -> dict[str, float]:
+def stage_seconds(model: Model, plan: Plan, speed: Speed, *, tokenizer: bool, exact: bool, plans: int = 0) -> dict[str, float]:
     """Seconds of each stage of a build, by its name. tokenizer: the checkpoint has one.   exact: the artifact keeps its weights
-    bit for bit, so that what rounding loses is not measured."""
+    bit for bit, so that what rounding loses is not measured.   plans: of TensorRT, one for each SM."""
     work = _Work(model, plan, speed, tokenizer)
-    return _building(work) | (_validating(work, exact=exact) if plan.cases else {})
+    return _building(work, plans) | (_validating(work, exact=exact) if plan.cases else {})
 
 
-def _building(work: _Work) -> dict[str, float]:
+def _building(work: _Work, plans: int) -> dict[str, float]:
     model, speed = work.model, work.speed
     read = (model.read_bytes + model.merging.read_bytes) / min(2 * speed.hashed, _FIRST_READ)
     seconds = {"hash the checkpoint": read}
@@ -207,13 +210,14 @@ def _building(work: _Work) -> dict[str, float]:
         )
     elif model.target == "openvino":
         lowered += work.kept()  # the scratch file
+    lowered += plans * (work.python(3.0) + work.copied(_ENGINE * model.stored_bytes))
     return seconds | {
         "export to ONNX": work.python(1.0, 0.12),
         f"lower to {model.target}": work.python(0.3, 0.015) + lowered,
         "inspect the compiled graph": work.python(0.7, 0.08 if model.target == "openvino" else 0.01) + work.opened(),
         "companions": work.python((2.0 if model.target == "openvino" else 0.5) if work.tokenizer else 0.1),
         "report": work.python(0.5),
-        "seal": model.stored_bytes / speed.hashed + work.kept(),
+        "seal": output_bytes(model, plans) / speed.hashed + work.kept(),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from alize.artifact.manifest import ModelInfo
 from alize.calibration_costs import CALIBRATE, Calibrating
-from alize.costs import OTHER_FILES, PROCESS, Model, build_memory, run_memory, scratch_bytes
+from alize.costs import OTHER_FILES, PROCESS, Model, build_memory, output_bytes, run_memory, scratch_bytes
 from alize.durations import Speed, stage_seconds
 from alize.errors import BuildError
 from alize.memory import available_bytes, existing, free_bytes
@@ -100,13 +100,14 @@ def estimate(
     output: Path,
     choices: Sequence[str] = (),
     calibrated: bool = False,
+    plans: int = 0,
     max_memory: int | None = None,
 ) -> Estimate:
     """What building `checkpoint` into the folder `output` needs. Nothing is read but its headers.
 
     plan: the validation's cases. weights: the precision that is stored; choices: those that the target takes, to say what
-    would fit. calibrated: whether the weights are rounded for a text. max_memory: bytes of anonymous memory that may be used,
-    however many are available.
+    would fit. calibrated: whether the weights are rounded for a text. plans: of TensorRT, one for each SM. max_memory: bytes of
+    anonymous memory that may be used, however many are available.
     """
     limits = [limit for limit in (available_bytes(), max_memory) if limit is not None]
     limit = min(limits, default=None)
@@ -116,7 +117,7 @@ def estimate(
     files = OTHER_FILES + sum(path.stat().st_size for path in checkpoint.companions)
     tokenizer = any(path.name == "tokenizer.json" for path in checkpoint.companions)
     speed, needed = Speed.here(existing(output.absolute().parent), model), build_memory(model, plan)
-    stages = stage_seconds(model, plan, speed, tokenizer=tokenizer, exact=stored_exactly(checkpoint, weights))
+    stages = stage_seconds(model, plan, speed, tokenizer=tokenizer, exact=stored_exactly(checkpoint, weights), plans=plans)
     shapes = {name: weight.shape for name, weight in single_weights(checkpoint).items()}
     if calibrated:
         calibrating = Calibrating.of(shapes, info)
@@ -133,19 +134,20 @@ def estimate(
         run_memory=run_memory(model, plan, max(stop - first for first, stop in slices or ((0, info.layers),))),
         whole_run_memory=run_memory(model, plan, info.layers),
         slices=slices,
-        output=model.stored_bytes + files,
-        disk=_disk(model, files),
+        output=output_bytes(model, plans) + files,
+        disk=_disk(model, files, plans),
         build_seconds=building,
         validate_seconds=sum(stages.values()) - building,
         stages=stages,
         memory_limit=limit,
         free_disk=free,
-        problem=_memory_problem(models, plan, weights, needed, limit) or _disk_problem(models, weights, files, free, output),
+        problem=_memory_problem(models, plan, weights, needed, limit)
+        or _disk_problem(models, weights, files, free, output, plans),
     )
 
 
-def _disk(model: Model, files: int) -> int:
-    return model.stored_bytes + scratch_bytes(model) + files
+def _disk(model: Model, files: int, plans: int) -> int:
+    return output_bytes(model, plans) + scratch_bytes(model, plans) + files
 
 
 def _slices(model: Model, plan: Plan, limit: int | None) -> Slices | None:
@@ -182,11 +184,13 @@ def _memory_problem(models: dict[str, Model], plan: Plan, weights: str, building
     )
 
 
-def _disk_problem(models: dict[str, Model], weights: str, files: int, free: int, output: Path) -> str | None:
-    needed = _disk(models[weights], files)
+def _disk_problem(models: dict[str, Model], weights: str, files: int, free: int, output: Path, plans: int) -> str | None:
+    needed = _disk(models[weights], files, plans)
     if needed <= free:
         return None
-    fitting = [f"--weights {name} ({byte_count(_disk(one, files))})" for name, one in models.items() if _disk(one, files) <= free]
+    sizes = {name: _disk(one, files, plans) for name, one in models.items()}
+    fitting = [f"--weights {name} ({byte_count(size)})" for name, size in sizes.items() if size <= free]
+    fitting += ["fewer SMs at a time"] if plans > 1 else []
     return (
         f"the build needs {byte_count(needed)} of disk in {output.absolute().parent}, {byte_count(free)} are free: "
         f"{', '.join([*fitting, 'choose an --output on another disk'])}"

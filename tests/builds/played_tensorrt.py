@@ -160,8 +160,25 @@ class PlayedContext:
         ctypes.memmove(addresses["logits"], logits.ctypes.data, logits.nbytes)
 
 
-def played_package(graph: Path, *, error: float = 0.0, truncated: bool = False) -> Any:
-    """The TensorRT module, as far as the runtime uses it. error: what every second logit is off by."""
+class PlayedConfig:
+    """IRuntimeConfig of TensorRT-RTX, with its one cache: it is given what was kept before, and keeps one kernel more."""
+
+    def __init__(self, given: list[bytes]) -> None:
+        self._given = given
+
+    def create_runtime_cache(self) -> Any:
+        known = [b""]
+        return SimpleNamespace(
+            deserialize=lambda data: (known.append(data), self._given.append(data)), serialize=lambda: known[-1] + b"kernel "
+        )
+
+    def set_runtime_cache(self, cache: Any) -> None:
+        pass
+
+
+def played_package(graph: Path, *, error: float = 0.0, truncated: bool = False, kernels: list[bytes] | None = None) -> Any:
+    """The TensorRT module, as far as the runtime uses it. error: what every second logit is off by.   kernels: TensorRT-RTX's
+    runtime caches, each as it was read back."""
     from alize.validate.graph_proof import open_graph
 
     class Log:
@@ -172,7 +189,10 @@ def played_package(graph: Path, *, error: float = 0.0, truncated: bool = False) 
             log.log(1, "Serialization assertion failed: plan is truncated")
             return None
         session = open_graph(onnx.load(graph, load_external_data=False), graph.parent)
-        return SimpleNamespace(create_execution_context=lambda *_: PlayedContext(session, error))
+        engine = SimpleNamespace(create_execution_context=lambda *_: PlayedContext(session, error))
+        if kernels is not None:
+            engine.create_runtime_config = lambda: PlayedConfig(kernels)
+        return engine
 
     def runtime(log: Any) -> Any:
         return SimpleNamespace(deserialize_cuda_engine=lambda content: deserialise(log, content))

@@ -214,6 +214,24 @@ def test_a_batch_beyond_the_engines_is_refused(tmp_path_factory: pytest.TempPath
         loaded.session(5)
 
 
+def test_compiled_kernels_are_kept_for_the_next_load(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    own_state: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder, _ = made(tmp_path_factory)
+    given: list[bytes] = []
+    play_gpu(monkeypatch, folder, kernels=given)
+    for _ in range(2):
+        load(folder).close()
+    assert given == [b"kernel "]
+    (cache,) = own_state.rglob("runtime.cache")
+    cache.with_suffix(".writing").mkdir()  # nothing can be written there
+    load(folder).close()
+    assert "kernels are compiled again at every load; set ALIZE_STATE_DIR" in caplog.text
+
+
 def test_without_a_driver_it_does_not_load(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = made(tmp_path_factory)
     play_gpu(monkeypatch, folder)
