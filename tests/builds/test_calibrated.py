@@ -135,7 +135,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, text: Path) -> None:
             build(str(source), output=tmp_path / "out", target="openvino", weights=weights, calibrate=str(calibrate))
         return str(caught.value)
 
-    assert refusal(checkpoint, text, "bf16") == "--calibrate is for --weights int8 and int4, not for bf16"
+    assert refusal(checkpoint, text, "bf16") == "--calibrate is for --weights int8, int4 and mixed, not for bf16"
     assert f"tokens, {LEAST_TOKENS} are needed at least; give a longer text" in refusal(checkpoint, short)
     assert "is not UTF-8 at byte 3; give a file of plain text" in refusal(checkpoint, binary)
     assert "cannot be read: No such file or directory; give a file of plain text" in refusal(checkpoint, tmp_path / "none")

@@ -33,11 +33,10 @@ def mix_plot(mix: Mix, evidence: Evidence) -> Markup:
         axes.set_xlabel("bits a weight of the layers' matrices, scales and zero points counted")
         axes.plot(bits, np.maximum(kl, low), color=COLOURS["quantisation"], linewidth=1.2, gid="curve")
         axes.axvline(mix.bits, color=COLOURS["soft"], linewidth=0.5, linestyle=(0, (4, 3)), zorder=0.5)
-        place = axes.get_xaxis_transform()
-        said = f"{mix.bits:.2f} bits"
-        axes.text(mix.bits, 1.02, said, transform=place, ha="center", va="baseline", color=COLOURS["soft"])
-        for end, kind, side in ((0, "int4", "left"), (-1, "int8", "right")):
-            style: dict[str, Any] = {"xytext": (8 if side == "left" else -8, 4), "textcoords": "offset points", "ha": side}
+        above = axes.get_xaxis_transform()
+        axes.text(mix.bits, 1.02, f"{mix.bits:.2f} bits", transform=above, ha="center", va="baseline", color=COLOURS["soft"])
+        for end, kind, side, place in ((0, "int4", "left", (8, 4)), (-1, "int8", "right", (-14, -4))):
+            style: dict[str, Any] = {"xytext": place, "textcoords": "offset points", "ha": side}
             axes.annotate(f"all in {kind}", (bits[end], max(kl[end], low)), color=COLOURS["soft"], **style)
         labels = [Label(mix.kl, f"expected {number(mix.kl)}", "quantisation")]
         _point(axes, mix.bits, mix.kl, "o", gid="expected")
