@@ -41,9 +41,23 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
 def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any, tmp_path: Path) -> None:
     calls = stand_in("alize.building", "build", lambda _: read(artifact))
-    words = ["--target", "onnxruntime", "--weights", "int8", "--revision", "v0.1", "--validation-budget", "7", "--force"]
+    words = ["--target", "onnxruntime", "--weights", "mixed", "--revision", "v0.1", "--validation-budget", "7", "--force"]
     words += ["--group-size", "64", "--asymmetric", "--quantisation-budget", "0.25", "--experts", "apart", "--max-memory", "8GB"]
-    words += ["--adapter", "an/adapter", "--calibrate", "a.txt", "--no-resume", "--sm", "89", "--capacity", "64", "--batch", "2"]
+    words += [
+        "--adapter",
+        "an/adapter",
+        "--calibrate",
+        "a.txt",
+        "--bits",
+        "6",
+        "--no-resume",
+        "--sm",
+        "89",
+        "--capacity",
+        "64",
+        "--batch",
+        "2",
+    ]
     ran = alize("build", "org/name", "-o", tmp_path / "out", "--device", "gpu", *words)
     assert ran.code == 0
     assert calls == [
@@ -53,13 +67,14 @@ def test_build_hands_on_its_options(alize: Alize, artifact: Path, stand_in: Any,
                 "output": tmp_path / "out",
                 "target": "onnxruntime",
                 "device": "gpu",
-                "weights": "int8",
+                "weights": "mixed",
                 "experts": "apart",
                 "revision": "v0.1",
                 "adapter": Path("an/adapter"),
                 "budget_seconds": 7.0,
                 "quantisation_budget": 0.25,
                 "group_size": "64",
+                "bits": 6.0,
                 "asymmetric": True,
                 "calibrate": "a.txt",
                 "engine": EngineOptions(sm="89", capacity=64, batch=2),
