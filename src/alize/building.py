@@ -40,10 +40,9 @@ from alize.source import Resolved, resolve
 from alize.validate.judge import Budget
 from alize.validate.run import Outcome, plan_for, validate_folder
 
-__all__ = ["DEFAULT_BUDGET_SECONDS", "REPORT", "build", "estimate_build"]
+__all__ = ["REPORT", "build", "estimate_build"]
 
 REPORT = "report.html"
-DEFAULT_BUDGET_SECONDS = 300.0
 
 
 def build(
@@ -56,7 +55,7 @@ def build(
     experts: str | None = None,
     revision: str | None = None,
     adapter: Path | None = None,
-    budget_seconds: float = DEFAULT_BUDGET_SECONDS,
+    budget_seconds: float | None = None,
     budget: Budget | None = None,
     quantisation_budget: float | None = None,
     group_size: str | None = None,
@@ -77,10 +76,11 @@ def build(
     int4 and int8 may take on average, scales counted, by default 5.
     calibrate: a file of plain text that integers are rounded for, or "built-in"; by default the weights alone decide.
     experts: the form that a mixture of experts is lowered to, apart or tiled, by default what suits the device.
-    budget_seconds: time for the validation; what it leaves out is written down, and 0 leaves out all of it (verdict "partial",
-    which `load` refuses). budget: what each kind of difference may be, by default `Budget.for_weights`; quantisation_budget
-    changes its mean KL for what the weights lose. force: replace an artifact. resume: an interrupted build keeps what it has
-    finished in `.NAME.unfinished` beside the output, and goes on from there when it is called again.
+    budget_seconds: time for the validation, by default 300 or what its minimum set takes; what it leaves out is written down.
+    Below the minimum the verdict is "partial", which `load` refuses; 0 leaves out all of it. budget: what each kind of
+    difference may be, by default `Budget.for_weights`; quantisation_budget changes its mean KL for what the weights lose.
+    force: replace an artifact. resume: an interrupted build keeps what it has finished in `.NAME.unfinished` beside the
+    output, and goes on from there when it is called again.
     max_memory: bytes of anonymous memory that may be used, where that is less than the machine has available.
     device: of the target, by default its first.   engine: what an engine for NVIDIA GPUs is compiled for.
 
@@ -173,7 +173,7 @@ def estimate_build(
     weights: str | None = None,
     revision: str | None = None,
     adapter: Path | None = None,
-    budget_seconds: float = DEFAULT_BUDGET_SECONDS,
+    budget_seconds: float | None = None,
     group_size: str | None = None,
     asymmetric: bool = False,
     bits: float | None = None,
@@ -230,7 +230,7 @@ def _prepare(
     calibrate: str | None,
     revision: str | None,
     adapter: Path | None,
-    budget_seconds: float,
+    budget_seconds: float | None,
     max_memory: int | None,
     engine: EngineOptions,
     progress: Progress,

@@ -23,6 +23,7 @@ from alize.record import OWN_RUN
 from alize.runtimes.golden import read_golden
 from alize.runtimes.model import load
 from alize.validate.judge import Budget
+from alize.validate.run import plan_for
 from tests.builds.conftest import WINDOW, BuiltOnce
 from tests.tiny import RUN_HERE, tiny_checkpoint
 
@@ -186,12 +187,25 @@ def test_a_budget_of_nothing_is_partial_and_refused(target: str, built: BuiltOnc
         load(one.folder)
 
 
-def test_a_small_budget_still_passes_and_says_what_it_left_out(built: BuiltOnce) -> None:
-    one = built("onnxruntime", budget_seconds=1e-9)
+def test_a_budget_below_the_minimum_measures_what_fits(built: BuiltOnce, tmp_path: Path) -> None:
+    checkpoint, info = built("onnxruntime").checkpoint, built("onnxruntime").manifest.model
+    plans = ((2.0**power, plan_for(Checkpoint.open(checkpoint), info, 2.0**power)) for power in range(-30, 9))
+    seconds, plan = next((seconds, plan) for seconds, plan in plans if plan.length)
+    build(str(checkpoint), output=tmp_path / "out", target="onnxruntime", budget_seconds=seconds)
+    validation = read(tmp_path / "out").validation
+    assert (validation.verdict, validation.left_out) == ("partial", plan.left_out)
+    assert [case.name for case in validation.cases] == [case.name for case in plan.cases]
+    with pytest.raises(NotValidated, match="'partial', not 'pass', left out: all but"):
+        load(tmp_path / "out")
+
+
+def test_a_small_budget_still_passes_and_says_what_it_left_out(built: BuiltOnce, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alize.validate.cases.USUAL_SECONDS", 1e-9)
+    one = built("onnxruntime", weights="bf16")
     assert one.manifest.validation.verdict == "pass"
     assert len(one.manifest.validation.left_out) == 4
     names = [case.name for case in one.manifest.validation.cases]
-    assert names == ["decode across the edge", "chunks of 7", "unequal batch"]
+    assert names == ["decode across the edge", "chunks of 7", "unequal batch", "weights in bf16"]
     load(one.folder).close()
 
 

@@ -16,7 +16,7 @@ def validate_artifact(
     *,
     source: str | None = None,
     adapter: Path | None = None,
-    budget_seconds: float,
+    budget_seconds: float | None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Validates a sealed artifact again, here, and records the verdict for this device. The artifact is not written to.

@@ -1,17 +1,21 @@
 """Which tokens an artifact is asked about, and in which steps. The cases come from the config, not from taste.
 
 One sequence of N tokens is read by the reference in one pass; every case feeds the artifact prefixes of it, so that one
-reference serves them all. N = 2W+3 when the budget allows it, W+3 (one crossing of the window's edge) when it doesn't.
+reference serves them all. N = 2W+3 where that fits the time, W+3 (one crossing of the window's edge) where it doesn't, and less,
+which proves no window, where somebody asks for less time than that.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alize.artifact.manifest import ModelInfo
 from alize.models.checkpoint import Weight
 
-__all__ = ["UNWINDOWED_SPAN", "Case", "Plan", "active_parameters", "make_plan"]
+__all__ = ["UNWINDOWED_SPAN", "USUAL_SECONDS", "Case", "Plan", "active_parameters", "make_plan"]
+
+USUAL_SECONDS = 300.0
+"""For the full plan, where nobody says how long a validation may take."""
 
 UNWINDOWED_SPAN = 64
 """Stands for W where no layer has a window: the lengths that are tried are then 2*64+3 tokens and less."""
@@ -45,7 +49,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """length: N.   edges: positions where a window begins to cut, for the report.   left_out: what the budget cut."""
+    """length: N, 0 = nothing is run.   edges: positions where a window begins to cut, for the report.
+
+    left_out: what the budget cut.   partial: not even the minimum set is run.
+    """
 
     length: int
     cases: tuple[Case, ...]
@@ -53,22 +60,28 @@ class Plan:
     continuation: int
     bf16_floor: bool
     left_out: tuple[str, ...]
+    partial: bool = False
 
 
-def make_plan(info: ModelInfo, *, seconds_a_token: float, budget_seconds: float) -> Plan:
+def make_plan(info: ModelInfo, *, seconds_a_token: float, budget_seconds: float | None) -> Plan:
     """The full plan where it fits, else the minimum set: one edge crossing, one chunked prefill, one unequal batch.
 
-    seconds_a_token: what one pass of one token is expected to cost, reference or artifact.
+    seconds_a_token: what one pass of one token is expected to cost, reference or artifact. budget_seconds: None allows
+    USUAL_SECONDS to the full plan and what it takes to the minimum set; below that set's cost as many tokens are read as fit.
     """
     window = max(info.windows)
     span = max(window or min(UNWINDOWED_SPAN, (info.max_positions - 3) // 2), _LEAST_SPAN)
     edges = (window - 1, window, 2 * window) if window else (span - 1, span, 2 * span)
     continuation = _CONTINUATION if 0 not in info.windows else min(_CONTINUATION, info.max_positions - (span + 1))
     full = _full(span, edges, continuation)
-    cost = _cost(full) * seconds_a_token
-    if cost <= budget_seconds:
+    cost, allowed = _cost(full) * seconds_a_token, USUAL_SECONDS if budget_seconds is None else budget_seconds
+    if cost <= allowed:
         return full
-    return _minimum(span, edges, f"{cost:.0f} s expected, {budget_seconds:.0f} s allowed")
+    least = _minimum(span, edges, f"{cost:.0f} s expected, {allowed:.0f} s allowed")
+    cost = _cost(least) * seconds_a_token
+    if budget_seconds is None or cost <= budget_seconds:
+        return least
+    return _partial(span, seconds_a_token, budget_seconds, f"{cost:.0f} s expected, {budget_seconds:g} s allowed")
 
 
 def _cost(plan: Plan) -> float:
@@ -97,6 +110,19 @@ def _minimum(span: int, edges: tuple[int, ...], why: str) -> Plan:
         "the bfloat16 floor",
     )
     return Plan(length, (crossing, _chunked(length), _unequal(span)), edges[:2], 0, False, left_out)
+
+
+def _partial(span: int, seconds_a_token: float, budget_seconds: float, why: str) -> Plan:
+    """The minimum set's cases on the longest span that fits: half of W, a quarter of it and so on; nothing where none does."""
+    while (span := span // 2) >= _LEAST_SPAN:
+        plan = _minimum(span, (), why)
+        if _cost(plan) * seconds_a_token <= budget_seconds:
+            decode, *others = plan.cases
+            cases = (replace(decode, name="decode"), *others)
+            return replace(
+                plan, cases=cases, left_out=(f"all but {plan.length} tokens ({why})", *plan.left_out[1:]), partial=True
+            )
+    return Plan(0, (), (), 0, False, (f"everything: the validation budget is {budget_seconds:g} s",), partial=True)
 
 
 def _chunked(length: int, *, decode: int = 0) -> Case:

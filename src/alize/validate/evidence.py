@@ -52,8 +52,11 @@ class Evidence:
         failed = (f"{case.question}, {case.name}: {reason}" for case in self.cases for reason in case.reasons)
         return (*self.findings, *failed)
 
-    def verdict(self, *, cross: bool, budget: Budget, followed: int) -> Validation:
-        """For the manifest. cross: it ran on another device than the artifact's.   followed: near-ties of routers."""
+    def verdict(self, *, cross: bool, budget: Budget, followed: int, partial: bool) -> Validation:
+        """For the manifest. cross: it ran on another device than the artifact's.   followed: near-ties of routers.
+
+        partial: less was run than a proof takes.
+        """
         results = tuple(
             CaseResult(case.name, case.question, not case.reasons, case.figures.finite_summary())  # type: ignore[arg-type]
             for case in self.cases
@@ -64,7 +67,7 @@ class Evidence:
             figures["experts"] = self.coverage.figures() | {"near_ties_followed": float(followed)} | self.golden
         return Validation(
             level="graph-validated" if cross else "device-validated",
-            verdict="fail" if self.complaints else "pass",
+            verdict="fail" if self.complaints else "partial" if partial else "pass",
             left_out=self.left_out,
             budget=budget.as_dict(),
             cases=results,

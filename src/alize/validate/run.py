@@ -62,7 +62,7 @@ def validate_folder(
     compiler: Compiler,
     *,
     budget: Budget,
-    budget_seconds: float,
+    budget_seconds: float | None,
     progress: Progress,
     slices: Slices | None = None,
     rounded: IntegerSource | None = None,
@@ -70,19 +70,17 @@ def validate_folder(
 ) -> Outcome:
     """Runs the reference and the artifact in FOLDER over the cases that the config asks for.
 
-    draft: the manifest before it is sealed (model, target and configurations are read). budget_seconds = 0 leaves everything
-    out: the verdict is then "partial", which `load` refuses. slices: run the artifact these layers at a time, where all of
-    them unpacked would not fit in memory; the greedy continuation is then left out. rounded: the integers that the artifact
+    draft: the manifest before it is sealed (model, target and configurations are read). budget_seconds: see make_plan; below
+    the minimum set the verdict is "partial", which `load` refuses. slices: run the artifact these layers at a time, where all
+    of them unpacked would not fit in memory; the greedy continuation is then left out. rounded: the integers that the artifact
     has to hold; without it they are found from the checkpoint anew, without calibration. pieces: where the reference keeps how
     far it got, and goes on from. Raises what the checkpoint, the engine and the reference raise.
     """
     return _Validation(folder, draft, checkpoint, compiler, budget, progress, slices, rounded, pieces).run(budget_seconds)
 
 
-def plan_for(checkpoint: Checkpoint, info: ModelInfo, budget_seconds: float) -> Plan:
-    """What a validation of that budget runs, from the checkpoint's headers alone; with a budget of 0 s nothing."""
-    if budget_seconds == 0:
-        return Plan(length=0, cases=(), edges=(), continuation=0, bf16_floor=False, left_out=())
+def plan_for(checkpoint: Checkpoint, info: ModelInfo, budget_seconds: float | None) -> Plan:
+    """What a validation of that budget runs, from the checkpoint's headers alone."""
     seconds_a_token = active_parameters(weights_of(checkpoint), info) * _SECONDS_A_MULTIPLICATION
     return make_plan(info, seconds_a_token=seconds_a_token, budget_seconds=budget_seconds)
 
@@ -113,10 +111,10 @@ class _Validation:
         self.rule = as_stored(self.quantisation or draft.target.weights, rounded)
         self.followed = 0
 
-    def run(self, budget_seconds: float) -> Outcome:
-        if budget_seconds == 0:
-            return self._nothing()
+    def run(self, budget_seconds: float | None) -> Outcome:
         plan = plan_for(self.checkpoint, self.info, budget_seconds)
+        if plan.length == 0:
+            return self._nothing(plan)
         tokens = validation_tokens(self.checkpoint.folder, self.info, plan.length)
         self.progress.stage("compare weights", steps=1)
         findings = changed_weights(
@@ -155,7 +153,7 @@ class _Validation:
             coverage=coverage,
             golden=replay.figures,
         )
-        verdict = evidence.verdict(cross=self.cross, budget=self.budget, followed=self.followed)
+        verdict = evidence.verdict(cross=self.cross, budget=self.budget, followed=self.followed, partial=plan.partial)
         return Outcome(verdict, evidence, replay.cases, replay.budget)
 
     def _rule(self, *, right: bool) -> WeightRule:
@@ -340,10 +338,12 @@ class _Validation:
     def _open(self, options: dict[str, str | int | bool], taps: Sequence[str] = ()) -> Engine:
         return backend_module(self.backend, backends=PROOF_BACKENDS).open(self.folder, self.draft, self.device, options, taps)
 
-    def _nothing(self) -> Outcome:
-        left_out = ("everything: the validation budget is 0 s",)
+    def _nothing(self, plan: Plan) -> Outcome:
         level: Literal["device-validated", "graph-validated"] = "graph-validated" if self.cross else "device-validated"
-        validation = Validation(level, "partial", left_out, self.budget.as_dict(), (), {})
+        validation = Validation(level, "partial", plan.left_out, self.budget.as_dict(), (), {})
         return Outcome(
-            validation, Evidence((), None, None, left_out=left_out), (), golden_budget(self.budget, self.draft.target.weights)
+            validation,
+            Evidence((), None, None, left_out=plan.left_out),
+            (),
+            golden_budget(self.budget, self.draft.target.weights),
         )
