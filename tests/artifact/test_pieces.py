@@ -113,6 +113,26 @@ def test_one_build_at_a_time(output: Path) -> None:
     assert not folder.exists()
 
 
+def test_another_build_is_kept_out_before_the_first_has_a_key(output: Path) -> None:
+    with Unfinished(output) as first:
+        with pytest.raises(OutputError, match="is being built by another process"), Unfinished(output):
+            pass
+        first.begin({"weights": "int4"})
+        assert first.pieces.put("one", [b"first"]).read_bytes() == b"first"
+        first.begin({"weights": "int8"})  # starting over gives up nothing that another could take
+        with pytest.raises(OutputError, match="is being built by another process"), Unfinished(output):
+            pass
+
+
+def test_a_torn_line_spoils_no_other(output: Path) -> None:
+    folder = interrupted(output, one=b"first")
+    with (folder / "ledger.jsonl").open("ab") as ledger:
+        ledger.write(b'{"name": "tw')
+    Pieces(folder).put("three", [b"third"])
+    assert Pieces(folder).get("three") is not None
+    assert Pieces(folder).get("one") is not None
+
+
 def test_what_was_dropped_is_gone_for_good(output: Path) -> None:
     folder = interrupted(output, one=b"first", two=b"second")
     pieces = Pieces(folder)

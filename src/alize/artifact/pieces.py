@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from alize.artifact.folders import lock
 from alize.artifact.manifest import Manifest
@@ -94,9 +94,18 @@ class Pieces:
         self._trusted.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def empty(self) -> None:
+        """Removes everything but the folder, whose lock is somebody's claim to it."""
+        self._entries.clear()
+        self._trusted.clear()
+        for path in self.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     def _write(self, line: dict[str, Any]) -> None:
-        with self._ledger.open("a", encoding="utf-8") as ledger:
-            ledger.write(json.dumps(line) + "\n")
+        with self._ledger.open("ab+") as ledger:
+            if ledger.tell() and not _ends_a_line(ledger):  # the last line is torn: nothing may be appended to it
+                ledger.write(b"\n")
+            ledger.write(json.dumps(line).encode() + b"\n")
 
     def sweep(self) -> None:
         """Removes what no line of the ledger names: the rest of an interruption."""
@@ -136,11 +145,11 @@ class Unfinished:
         self._lock = -1
 
     def __enter__(self) -> Self:
-        if self.folder.is_dir():
-            self._take()
-            self.pieces = Pieces(self.folder)  # what was read before the lock was held may have been another's
-            if not self._resume:
-                self._start_over()
+        while not self._taken():
+            pass
+        self.pieces = Pieces(self.folder)  # what was read before the lock was held may have been another's
+        if not self._resume:
+            self.pieces.empty()
         return self
 
     def begin(self, key: Mapping[str, Any]) -> str | None:
@@ -160,7 +169,7 @@ class Unfinished:
             names = [name for name in wanted if other.get(name) != wanted[name]] or ["key"]
             found = f"starting over: the unfinished build in {self.folder} has another {' and '.join(names)}"
         if before != wanted:
-            self._start_over()
+            self.pieces.empty()
             there.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return found
 
@@ -177,19 +186,25 @@ class Unfinished:
             os.close(self._lock)
             self._lock = -1
 
-    def _start_over(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)  # of the folder that is removed
-            self._lock = -1
-        self.pieces.clear()
-        self.folder.mkdir()
-        self._take()
-
-    def _take(self) -> None:
-        descriptor = lock(self.folder)
+    def _taken(self) -> bool:
+        """Makes the folder and takes its lock. False where the one that was locked is no longer there: another build ended."""
+        self.folder.mkdir(exist_ok=True)
+        try:
+            descriptor = lock(self.folder)
+        except FileNotFoundError:
+            return False
         if descriptor is None:
             raise OutputError(f"{self._output} is being built by another process: wait for it, or choose another output")
         self._lock = descriptor
+        if descriptor < 0 or (self.folder.exists() and os.path.samestat(os.fstat(descriptor), self.folder.stat())):
+            return True
+        os.close(descriptor)
+        return False
+
+
+def _ends_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b"\n"
 
 
 def _read_ledger(path: Path) -> dict[str, tuple[int, str]]:
