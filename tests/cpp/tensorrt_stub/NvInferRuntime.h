@@ -39,6 +39,8 @@ struct Plan {
         return std::count(windows.begin(), windows.end(), 0) % static_cast<std::ptrdiff_t>(windows.size()) != 0;
     }
     int64_t places(size_t layer) const { return windows[layer] > 0 ? window_capacity : capacity; }
+    // Of profile 0 one token a row, of profile 1 a chunk: of the tokens read, and of those whose logits are asked for.
+    int64_t most(int32_t profile) const { return profile == 0 ? 1 : chunk; }
 };
 inline uint64_t mix(uint64_t value) {
     value += 0x9E3779B97F4A7C15;
@@ -51,8 +53,14 @@ inline uint64_t mix(uint64_t value) {
 class IExecutionContext {
 public:
     explicit IExecutionContext(const stub::Plan &plan) : plan_(plan) {}
-    bool setOptimizationProfileAsync(int32_t index, cudaStream_t) noexcept { return chosen_ = true, index == 0; }
-    bool setInputShape(const char *name, const Dims &shape) noexcept { return shapes_[name] = shape, chosen_; }
+    bool setOptimizationProfileAsync(int32_t index, cudaStream_t) noexcept {
+        profile_ = index;
+        return index == 0 || index == 1;
+    }
+    bool setInputShape(const char *name, const Dims &shape) noexcept {
+        shapes_[name] = shape;
+        return profile_ >= 0 && (shape.nbDims != 2 || shape.d[1] <= plan_.most(profile_));
+    }
     bool setTensorAddress(const char *name, void *data) noexcept { return places_[name] = data, data != nullptr; }
     bool enqueueV3(cudaStream_t) noexcept {
         const Dims shape = shapes_["input_ids"], index = shapes_["logits_index"];
@@ -111,7 +119,7 @@ private:
     }
 
     const stub::Plan plan_;
-    bool chosen_ = false;
+    int32_t profile_ = -1;
     std::map<std::string, Dims> shapes_;
     std::map<std::string, void *> places_;
 };
@@ -130,9 +138,9 @@ public:
         const size_t layer = std::stoul(std::string(name).substr(std::string("past_key_values.").size()));
         return {4, {-1, stub::kHeads, plan_.places(layer), stub::kHeadSize}};
     }
-    int32_t getNbOptimizationProfiles() const noexcept { return 1; }
-    Dims getProfileShape(const char *, int32_t, OptProfileSelector which) const noexcept {
-        return which == OptProfileSelector::kMAX ? Dims{2, {plan_.batch, plan_.chunk}} : Dims{2, {1, 1}};
+    int32_t getNbOptimizationProfiles() const noexcept { return 2; }
+    Dims getProfileShape(const char *, int32_t profile, OptProfileSelector which) const noexcept {
+        return which == OptProfileSelector::kMAX ? Dims{2, {plan_.batch, plan_.most(profile)}} : Dims{2, {1, 1}};
     }
     IExecutionContext *createExecutionContext() noexcept { return new IExecutionContext(plan_); }
 
@@ -155,4 +163,7 @@ inline IRuntime *createInferRuntime(ILogger &) noexcept { return new IRuntime; }
 
 }  // namespace nvinfer1
 
-inline int32_t getInferLibVersion() noexcept { return 0; }
+inline int32_t getInferLibMajorVersion() noexcept { return 10; }
+inline int32_t getInferLibMinorVersion() noexcept { return 13; }
+inline int32_t getInferLibPatchVersion() noexcept { return 3; }
+inline int32_t getInferLibBuildVersion() noexcept { return 9; }

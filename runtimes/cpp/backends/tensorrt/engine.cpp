@@ -96,7 +96,12 @@ int driver_version() {
     return found;
 }
 
-std::string engine_version() { return std::to_string(getInferLibVersion()); }
+std::string engine_version() {  // as the Python package says it: both keep one device's state in one folder
+    std::string version = std::to_string(getInferLibMajorVersion());
+    for (const int32_t part : {getInferLibMinorVersion(), getInferLibPatchVersion(), getInferLibBuildVersion()})
+        version += "." + std::to_string(part);
+    return version;
+}
 
 TensorRtEngine::TensorRtEngine(const alize_backend_model &model)
     : vocab_size(model.vocab_size), runtime(nvinfer1::createInferRuntime(logger())) {
@@ -181,8 +186,9 @@ void TensorRtRunner::step(const int64_t *tokens, int64_t s, const int64_t *lengt
         run(0, rows, tokens, s, lengths, positions, keep, logits);
     } else {
         for (int64_t b = 0; b < rows; b++) {
-            float *out = logits + b * keep * engine_.vocab_size;
-            if (lengths[b] > 0) run(b, 1, tokens + b * s, lengths[b], lengths + b, positions + b, keep, out);
+            const int64_t kept = std::min(keep, lengths[b]);  // an engine gives no more logits than it reads tokens
+            float *out = logits + (b * keep + keep - kept) * engine_.vocab_size;
+            if (kept > 0) run(b, 1, tokens + b * s, lengths[b], lengths + b, positions + b, kept, out);
         }
     }
     for (size_t b = 0; b < batch_; b++) full_[b] += lengths[b], windowed_[b] += lengths[b];
