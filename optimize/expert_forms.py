@@ -15,7 +15,7 @@ NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 
 def expert_form(model: ir.Model, options: Mapping[str, str]) -> str:
-    """apart, tiled, or "" for a model without experts. Where nothing is asked for: apart, which every engine runs."""
+    """apart, tiled or gathered, "" for a model without experts. Where nothing is asked for: apart, which every engine runs."""
     return form_of(options, experts=bool(sparse_moes(model)))
 
 

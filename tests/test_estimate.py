@@ -18,7 +18,7 @@ from alize.errors import BuildError
 from alize.estimate import Estimate, estimate
 from alize.mixing_costs import WEIGH, Weighing
 from alize.models.checkpoint import Checkpoint
-from alize.validate.run import plan_for
+from alize.validate.cases import plan_for
 from tests.builds.conftest import Alize, alize  # noqa: F401 - a fixture
 from tests.tiny import RUN_HERE, tiny_checkpoint
 

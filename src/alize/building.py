@@ -37,8 +37,9 @@ from alize.rounding import round_weights
 from alize.runtimes.golden import GOLDEN, write_golden
 from alize.runtimes.registry import backend_module, check_device
 from alize.source import Resolved, resolve
+from alize.validate.cases import plan_for
 from alize.validate.judge import Budget
-from alize.validate.run import Outcome, plan_for, validate_folder
+from alize.validate.run import Outcome, validate_folder
 
 __all__ = ["REPORT", "build", "estimate_build"]
 

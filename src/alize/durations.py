@@ -1,8 +1,8 @@
 """How long the stages of a build take, from sizes and from what this machine does now in a second or two.
 
 A stage is a few sums of work, each divided by the speed of the kind of work that it is most like. The factors were fitted to
-builds of the demo model and of Mistral-7B's shape cut short, see docs/memory.md; benchmarks/estimates.py compares what comes of
-them with what builds take.
+builds of the demo model and of Mistral-7B's shape cut short, see docs/memory.md; `benchmarks/build_memory.py --check` compares
+what comes of them with what builds take.
 """
 
 import hashlib
@@ -236,6 +236,8 @@ def _validating(work: _Work, *, exact: bool) -> dict[str, float]:
     if differs:
         artifact += work.opened() + work.products(tokens) + steps * work.step(exact=False)
     seconds = {"compare weights": work.python(1.0) + work.copied(compared), **runs, "artifact": artifact}
+    if model.info.experts:  # four ways of turning them, of the golden prompts' tokens
+        seconds["turn the router's near-ties round"] = 4 * work.reference(min(640, plan.length))
     if plan.continuation:
         read = min(64, plan.length // 2) + plan.continuation
         seconds["greedy continuation"] = (

@@ -23,7 +23,7 @@ OWN_RUN = frozenset(
 )
 """Stages in which the engine runs the artifact: it unpacks the weights, so what they hold grows with the model."""
 
-_COMPARED = ("compare weights", "reference")  # and so on: "reference in bfloat16"
+_COMPARED = ("compare weights", "reference", "turn the router's near-ties round")  # and so on: "reference in bfloat16"
 
 
 def builds(stage: str) -> bool:
@@ -45,16 +45,20 @@ class BuildRecord:
         self._began, self._worked = time.perf_counter(), time.process_time()
         self._name = "open"
         self._expected = expected
+        self._froze = False
 
     def __enter__(self) -> Self:
-        gc.collect()
-        gc.freeze()  # what is there already, imported modules above all, is not looked through again before every stage
+        self._froze = gc.get_freeze_count() == 0  # else the process sees to it, and would find it undone
+        if self._froze:
+            gc.collect()
+            gc.freeze()  # what is there already, imported modules above all, is not looked through again before every stage
         self._watch.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._watch.__exit__(kind, error, trace)
-        gc.unfreeze()
+        if self._froze:
+            gc.unfreeze()
 
     def stage(self, name: str, *, total_bytes: int | None = None, steps: int | None = None) -> None:
         """See Progress."""

@@ -22,8 +22,8 @@ from alize.models.checkpoint import Checkpoint
 from alize.record import OWN_RUN
 from alize.runtimes.golden import read_golden
 from alize.runtimes.model import load
+from alize.validate.cases import plan_for
 from alize.validate.judge import Budget
-from alize.validate.run import plan_for
 from tests.builds.conftest import WINDOW, BuiltOnce
 from tests.tiny import RUN_HERE, tiny_checkpoint
 

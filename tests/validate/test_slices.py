@@ -16,10 +16,11 @@ from alize.models.checkpoint import Checkpoint
 from alize.optimize.openvino_slices import Slices
 from alize.progress import SilentProgress
 from alize.runtimes.registry import backend_module
+from alize.validate.cases import plan_for
 from alize.validate.drive import chosen_experts, expert_taps, run_case
 from alize.validate.judge import Budget
 from alize.validate.prompts import validation_tokens
-from alize.validate.run import Outcome, plan_for, validate_folder
+from alize.validate.run import Outcome, validate_folder
 from alize.validate.slices import chosen_in_slices, even_slices, run_cases, spelt
 from tests.tiny import KINDS, RUN_HERE, tiny_checkpoint
 from tests.validate import tampering

@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from alize.artifact.manifest import ModelInfo
-from alize.models.checkpoint import Weight
+from alize.models.checkpoint import Checkpoint, Weight
+from alize.models.registry import weights_of
 
-__all__ = ["UNWINDOWED_SPAN", "USUAL_SECONDS", "Case", "Plan", "active_parameters", "make_plan"]
+__all__ = ["UNWINDOWED_SPAN", "USUAL_SECONDS", "Case", "Plan", "active_parameters", "make_plan", "plan_for"]
 
 USUAL_SECONDS = 300.0
 """For the full plan, where nobody says how long a validation may take."""
+
+_SECONDS_A_MULTIPLICATION = 1 / 30e9
+"""What a token costs for each parameter that it is multiplied with: two cores reach some 70 GFLOP/s, half of it is assumed."""
 
 UNWINDOWED_SPAN = 64
 """Stands for W where no layer has a window: the lengths that are tried are then 2*64+3 tokens and less."""
@@ -61,6 +65,12 @@ class Plan:
     bf16_floor: bool
     left_out: tuple[str, ...]
     partial: bool = False
+
+
+def plan_for(checkpoint: Checkpoint, info: ModelInfo, budget_seconds: float | None) -> Plan:
+    """What a validation of that budget runs, from the checkpoint's headers alone."""
+    seconds_a_token = active_parameters(weights_of(checkpoint), info) * _SECONDS_A_MULTIPLICATION
+    return make_plan(info, seconds_a_token=seconds_a_token, budget_seconds=budget_seconds)
 
 
 def make_plan(info: ModelInfo, *, seconds_a_token: float, budget_seconds: float | None) -> Plan:

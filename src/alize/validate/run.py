@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,14 +16,14 @@ from alize.artifact.pieces import Pieces
 from alize.compilers import PROOF_BACKENDS, Compiler
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference, WeightRule
-from alize.models.registry import single_weights, weights_of
+from alize.models.registry import single_weights
 from alize.optimize.openvino_slices import Slices
 from alize.optimize.quantisation import Quantisation
 from alize.optimize.rounded import IntegerSource
 from alize.progress import Progress
 from alize.runtimes import golden
 from alize.runtimes.registry import Engine, backend_module
-from alize.validate.cases import UNWINDOWED_SPAN, Case, Plan, active_parameters, make_plan
+from alize.validate.cases import UNWINDOWED_SPAN, Case, Plan, plan_for
 from alize.validate.continuation import check_continuation
 from alize.validate.coverage import Coverage
 from alize.validate.cut_out import examine
@@ -39,10 +40,7 @@ from alize.validate.references import References, run_references
 from alize.validate.slices import OpenSlice, chosen_in_slices, run_cases, spelt
 from alize.validate.stored import as_stored
 
-__all__ = ["Outcome", "plan_for", "validate_folder"]
-
-_SECONDS_A_MULTIPLICATION = 1 / 30e9
-"""What a token costs for each parameter that it is multiplied with: two cores reach some 70 GFLOP/s, half of it is assumed."""
+__all__ = ["Outcome", "validate_folder"]
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,6 @@ def validate_folder(
     far it got, and goes on from. Raises what the checkpoint, the engine and the reference raise.
     """
     return _Validation(folder, draft, checkpoint, compiler, budget, progress, slices, rounded, pieces).run(budget_seconds)
-
-
-def plan_for(checkpoint: Checkpoint, info: ModelInfo, budget_seconds: float | None) -> Plan:
-    """What a validation of that budget runs, from the checkpoint's headers alone."""
-    seconds_a_token = active_parameters(weights_of(checkpoint), info) * _SECONDS_A_MULTIPLICATION
-    return make_plan(info, seconds_a_token=seconds_a_token, budget_seconds=budget_seconds)
 
 
 class _Validation:
@@ -209,10 +201,9 @@ class _Validation:
         if self.slices is not None:
             yield from run_cases(self._slice_opener(options), self.slices, self.info, plan.cases, tokens, kept)
             return
-        engine = self._open(options)
-        for case in plan.cases:
-            yield run_case(engine, self.info, case, tokens, kept)
-        engine.close()
+        with closing(self._open(options)) as engine:
+            for case in plan.cases:
+                yield run_case(engine, self.info, case, tokens, kept)
 
     def _slice_opener(self, options: dict[str, str | int | bool]) -> OpenSlice:
         return partial(self.compiler.slicer.open_slice, self.folder, self.info, options)
@@ -270,11 +261,11 @@ class _Validation:
         if not failing:
             return far
         self.progress.stage("follow the router's near-ties", steps=len(failing))
-        choices_of = self._chooser(dict(options))
+        chosen = self._choices(dict(options), [plan.cases[number] for number in failing], tokens)
         reference = Reference(self.checkpoint, weights=self.rule)
-        for number in failing:
+        for number, choices in zip(failing, chosen, strict=True):
             case, before = plan.cases[number], self.cases[first + number]
-            found = follow(reference, references, case, tokens, choices_of(case, tokens), tolerance=tolerance)
+            found = follow(reference, references, case, tokens, choices, tolerance=tolerance)
             far += found.far
             if found.logits is not None:
                 figures = measure(found.logits, answers[number], before.figures.positions)
@@ -285,11 +276,14 @@ class _Validation:
             self.progress.advance()
         return far
 
-    def _chooser(self, options: dict[str, str | int | bool]) -> Callable[[Case, NDArray[np.int64]], list[NDArray[np.int64]]]:
-        """(case, tokens) -> the experts [L,S,top_k] that the artifact chooses in each row of it."""
+    def _choices(
+        self, options: dict[str, str | int | bool], cases: Sequence[Case], tokens: NDArray[np.int64]
+    ) -> list[list[NDArray[np.int64]]]:
+        """The experts [L,S,top_k] that the artifact chooses in each row of each case."""
         if self.slices is not None:
-            return partial(chosen_in_slices, self._slice_opener(options), self.slices, self.info)
-        return partial(chosen_experts, self._open(options, taps=expert_taps(self.info)), self.info)
+            return [chosen_in_slices(self._slice_opener(options), self.slices, self.info, case, tokens) for case in cases]
+        with closing(self._open(options, taps=expert_taps(self.info))) as engine:
+            return [chosen_experts(engine, self.info, case, tokens) for case in cases]
 
     def _experts(self, references: References) -> tuple[Coverage | None, list[str]]:
         """Which experts the tokens reached; the others are run by name in the cut-out layer. No budget drops this."""
