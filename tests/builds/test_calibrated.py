@@ -1,5 +1,6 @@
 """Builds whose integers were rounded for a text: what it is worth, that it is repeated, and what is said of it."""
 
+import dataclasses
 import hashlib
 import shlex
 from pathlib import Path
@@ -9,16 +10,18 @@ import pytest
 import torch
 
 from alize.arguments import parse
+from alize.artifact import Manifest
 from alize.artifact.pieces import Pieces
 from alize.building import build
 from alize.calibration_text import BUILT_IN, LEAST_TOKENS, SEQUENCE, SEQUENCES, CalibrationText
-from alize.errors import UsageError
+from alize.compilers import compiler_for
+from alize.errors import TamperedArtifact, UsageError
 from alize.inspect_artifact import describe
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference
 from alize.progress import SilentProgress
 from alize.rounding import round_weights
-from alize.validate import validate_artifact
+from alize.validate import _calibrated, validate_artifact
 from alize.validate.judge import Budget
 from alize.validate.stored import as_stored
 from tests.builds.conftest import BuiltOnce
@@ -93,6 +96,11 @@ def test_experts_that_few_tokens_chose_are_named(text: Path, tmp_path: Path, mon
     assert found and plain and torch.equal(found(name).values, plain(name).values)
 
 
+def with_integers_of(manifest: Manifest, other: Manifest) -> Manifest:
+    structure = {**manifest.target.structure, "integers_sha256": other.target.structure["integers_sha256"]}
+    return dataclasses.replace(manifest, target=dataclasses.replace(manifest.target, structure=structure))
+
+
 @pytest.mark.parametrize(("target", "model"), [("openvino", "windowed"), ("onnxruntime", "mixtral")])
 def test_it_is_built_sealed_and_validated_again(target: str, model: str, built: BuiltOnce, text: Path) -> None:
     one = built(target, model=model, weights="int4", calibrate=str(text), budget=GENEROUS)
@@ -107,6 +115,10 @@ def test_it_is_built_sealed_and_validated_again(target: str, model: str, built: 
     assert one.manifest.target.structure["integers_sha256"] != plain.target.structure["integers_sha256"]
     again = validate_artifact(one.folder, source=str(one.checkpoint), budget_seconds=300)
     assert again["verdict"] == "pass" and not again["findings"]
+    compiler, checkpoint = compiler_for(target), Checkpoint.open(one.checkpoint)
+    _calibrated(one.folder, one.manifest, checkpoint, compiler)
+    with pytest.raises(TamperedArtifact, match=r"holds integers with the sha256 [0-9a-f]{12}\.\.\., its manifest names "):
+        _calibrated(one.folder, with_integers_of(one.manifest, plain), checkpoint, compiler)
 
 
 def test_the_text_that_comes_with_alize() -> None:

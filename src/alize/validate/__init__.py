@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alize.artifact import Manifest, read, verify
-from alize.errors import SourceError, UsageError
+from alize.errors import SourceError, TamperedArtifact, UsageError
 from alize.progress import Progress, SilentProgress, reporter
 
 __all__ = ["validate_artifact"]
@@ -62,11 +62,33 @@ def validate_artifact(
         budget=budget,
         budget_seconds=budget_seconds,
         progress=progress,
-        # what a calibration made is not made again: the files are those that were sealed, and the loss is measured
-        rounded=compiler.probe.stored_integers(artifact) if "calibrate" in manifest.target.options else None,
+        rounded=_calibrated(artifact, manifest, checkpoint, compiler) if "calibrate" in manifest.target.options else None,
     )
     _record(manifest, outcome.validation.verdict)
     return {**dataclasses.asdict(outcome.validation), "findings": list(outcome.evidence.complaints)}
+
+
+def _calibrated(artifact: Path, manifest: Manifest, checkpoint: Any, compiler: Any) -> Any:
+    """The integers that the artifact holds. What a calibration made is not made again, so they can only be compared with the
+    identity that the manifest has of them; what they lose is measured like any loss."""
+    from alize.models.registry import single_weights
+    from alize.optimize.quantisation import Quantisation
+    from alize.optimize.rounded import digest_of
+
+    source = compiler.probe.stored_integers(artifact)
+    quantisation = Quantisation.parse(manifest.target.weights, manifest.target.structure)
+    assert quantisation is not None  # or nothing could be calibrated
+    forms = {name: quantisation.form(name, weight.shape) for name, weight in single_weights(checkpoint).items()}
+    found, named = (
+        digest_of({name: form for name, form in forms.items() if form is not None}, source),
+        manifest.target.structure["integers_sha256"],
+    )
+    if found != named:
+        raise TamperedArtifact(
+            f"{artifact} holds integers with the sha256 {found[:12]}..., its manifest names {str(named)[:12]}...: "
+            f"rebuild it with `{manifest.rebuild}`"
+        )
+    return source
 
 
 def _merge(checkpoint: Any, adapter: Path | None, artifact: Path, manifest: Manifest) -> None:
