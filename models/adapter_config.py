@@ -75,10 +75,10 @@ class AdapterConfig:
             alphas={key: _positive(alpha, f"alpha_pattern {key}") for key, alpha in _pattern(config, "alpha_pattern")},
             target_modules=_names_or_expression(config, "target_modules"),
             target_parameters=_names(config, "target_parameters"),
-            modules_to_save=_names(config, "modules_to_save"),
+            modules_to_save=_expressions(config, "modules_to_save"),
             exclude_modules=_names_or_expression(config, "exclude_modules"),
             layers=_layers(config.get("layers_to_transform")),
-            layers_pattern=_names(config, "layers_pattern"),
+            layers_pattern=_expressions(config, "layers_pattern"),
             settings={key: config[key] for key in USED if config.get(key) is not None},
         )
 
@@ -149,6 +149,11 @@ def _names(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise AdapterError(f"{CONFIG}: {key} is {value!r}, not a list of names")
     return tuple(sorted(value))
+
+
+def _expressions(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Names that are matched as regular expressions, as peft does."""
+    return tuple(_compiled(name, key) for name in _names(config, key))
 
 
 def _names_or_expression(config: Mapping[str, Any], key: str) -> tuple[str, ...] | str:

@@ -74,6 +74,11 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "more targets than factors": ({"target_modules": [*ATTENTION, "up_proj"]}, ["no factors of model.layers.0.mlp.up_proj"]),
     "targets of another model": ({"target_modules": [*ATTENTION, "qkv_proj"]}, [CONFIG, "targets qkv_proj", "has not"]),
     "parameters of another model": ({"target_parameters": ["mlp.experts.down_proj"]}, ["targets mlp.experts.down_proj"]),
+    "a saved module that is no expression": ({"modules_to_save": ["("]}, ["modules_to_save has '('", "no regular expression"]),
+    "a layer pattern that is no expression": (
+        {"layers_pattern": "(", "layers_to_transform": [0]},
+        ["layers_pattern has '('", "no regular expression"],
+    ),
     "modules that were not saved": ({"modules_to_save": ["lm_head"]}, ["no tensor of lm_head", "modules_to_save"]),
 }
 
