@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from alize.artifact.state import state_dir
-from alize.errors import BackendUnavailable, LoweringFailed, OutputError
+from alize.errors import BackendUnavailable, LoweringFailed, OutputError, UsageError
 from alize.nvidia import Package
+from alize.runtimes.cuda import Cuda
 
 __all__ = ["Profile", "build_plan"]
 
@@ -30,11 +31,12 @@ class Profile:
     best: tuple[int, int] = (1, 1)
 
 
-def build_plan(package: Package, graph: Path, plan: Path, sm: int, profiles: Sequence[Profile]) -> tuple[str, ...]:
-    """Writes PLAN for GPUs of compute capability `sm`. Returns the warnings that the build gave.
+def build_plan(package: Package, graph: Path, plan: Path, sm: int, profiles: Sequence[Profile]) -> None:
+    """Writes PLAN for GPUs of compute capability `sm`; what the build warns of is logged.
 
     Weights are mapped from the graph's external data and streamed into the plan. Raises LoweringFailed with what the parser or
-    the builder says, BackendUnavailable where the package needs a GPU that is not here, OutputError for a full disk.
+    the builder says, BackendUnavailable where the package needs a GPU that is not here, UsageError where the one that is here has
+    another SM, OutputError for a full disk.
     """
     trt = package.load()
     log = _messages(trt)
@@ -63,7 +65,8 @@ def build_plan(package: Package, graph: Path, plan: Path, sm: int, profiles: Seq
     if not built:
         raise LoweringFailed(f"{package.target} {trt.__version__} cannot build for SM {sm}: {log.why()}")
     _keep_timings(config, timings)
-    return tuple(log.warnings)
+    for warning in log.warnings:
+        _log.info("SM %d: %s", sm, warning)
 
 
 def _take_timings(config: Any, file: Path) -> None:
@@ -91,6 +94,13 @@ def _aim(trt: Any, package: Package, config: Any, sm: int) -> None:
     if package.cross_compiles:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), 0)
+        return
+    here = Cuda().properties().sm
+    if here != sm:
+        raise UsageError(
+            f"--sm {sm}: {package.target} compiles for the GPU in the machine, which is SM {here}: build on one of SM {sm}, or "
+            "use --target tensorrt-rtx, which needs none"
+        )
 
 
 def _shapes(builder: Any, network: Any, profile: Profile) -> Any:

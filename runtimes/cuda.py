@@ -57,8 +57,9 @@ class Cuda:
     def free_stream(self, stream: int) -> None:
         self._call(self._cuda.cudaStreamDestroy, stream)
 
-    def allocate(self, size: int) -> int:
-        """Zeroed: what a cache's free places hold is multiplied by 0, and NaN would stay NaN. Raises ArtifactError."""
+    def allocate(self, size: int, stream: int) -> int:
+        """Zeroed: what a cache's free places hold is multiplied by 0, and NaN would stay NaN. Zeroing is over when this returns:
+        `stream` waits for no other, and what runs elsewhere does not wait for `stream`. Raises ArtifactError."""
         try:
             address = int(self._call(self._cuda.cudaMalloc, size))
         except BackendUnavailable as error:
@@ -67,7 +68,8 @@ class Cuda:
                 f"{size / 1e9:.2f} GB of a session do not fit on the GPU ({free / 1e9:.2f} of {total / 1e9:.2f} GB are free; "
                 f"{error}): close other sessions, or rebuild with a smaller --capacity or --batch"
             ) from error
-        self._call(self._cuda.cudaMemset, address, 0, size)
+        self._call(self._cuda.cudaMemsetAsync, address, 0, size, stream)
+        self.synchronise(stream)
         return address
 
     def free(self, address: int) -> None:

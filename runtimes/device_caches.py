@@ -21,8 +21,9 @@ class DeviceCaches:
         self._scratch = 0
         try:
             for name in self.names:
-                self._addresses[name] = cuda.allocate(batch * self._row(name))
-            self._scratch = cuda.allocate(max(self._row(name) for name in self._windowed)) if self._windowed else 0
+                self._addresses[name] = cuda.allocate(batch * self._row(name), stream)
+            if self._windowed:
+                self._scratch = cuda.allocate(max(self._row(name) for name in self._windowed), stream)
         except BaseException:  # no room for all of them: none is kept
             self.close()
             raise
@@ -55,7 +56,7 @@ class DeviceCaches:
                 continue
             old, size = self._addresses[name], width * self._capacity[name]
             self._capacity[name] = capacity
-            new = self._cuda.allocate(self._batch * self._row(name))
+            new = self._cuda.allocate(self._batch * self._row(name), self._stream)
             heads = self._batch * self._info.key_value_heads
             self._cuda.copy_rows(new, width * capacity, old, size, size, heads, self._stream)
             self._cuda.synchronise(self._stream)
@@ -66,7 +67,7 @@ class DeviceCaches:
         """Frees them; nothing may be running."""
         for address in (*self._addresses.values(), self._scratch):
             self._cuda.free(address)
-        self._addresses = {}
+        self._addresses, self._scratch = {}, 0
 
     def _row(self, name: str) -> int:
         """Bytes of one row."""

@@ -108,7 +108,11 @@ class CudaRunner(LinearRows):
         super().__init__(info, batch)
         self._session, self._cuda, self._stream = session, cuda, cuda.stream()
         full = 0 if all(info.windows) else min(_GROWTH, info.max_positions)
-        self._caches = DeviceCaches(cuda, info, batch, full=full, window=limits.capacity or 0, stream=self._stream)
+        try:
+            self._caches = DeviceCaches(cuda, info, batch, full=full, window=limits.capacity or 0, stream=self._stream)
+        except BaseException:
+            cuda.free_stream(self._stream)
+            raise
 
     def close(self) -> None:
         """See Runner."""

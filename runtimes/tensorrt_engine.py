@@ -5,8 +5,10 @@ write the same caches, which a session allocates once and binds as input and out
 is captured as a CUDA graph when it is first run; its inputs are copied to where the graph reads them.
 """
 
+import contextlib
 import logging
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +125,7 @@ class TensorRtEngine:
         self.trt, self.cuda, self.limits, self.graphs = trt, cuda, limits, graphs
         self.info: ModelInfo = manifest.model
         self.batch = int(manifest.target.options["batch"])
-        self.engine, self._kept = _deserialised(trt, plan, manifest.rebuild)
+        self.engine, self.said, self._kept = _deserialised(trt, plan, manifest.rebuild)
         self._cache_file = None if state is None else state / _RUNTIME_CACHE
         self._config: Any = None
         self._runtime_cache: Any = None
@@ -181,9 +183,9 @@ class TensorRtEngine:
         self._config, self._runtime_cache = config, cache
 
 
-def _deserialised(trt: Any, plan: Path, rebuild: str) -> tuple[Any, Any]:
-    """The engine, and what has to live as long as it does."""
-    messages: list[str] = []
+def _deserialised(trt: Any, plan: Path, rebuild: str) -> tuple[Any, Sequence[str], Any]:
+    """The engine, the last errors that TensorRT logs as long as it lives, and what has to live as long."""
+    messages: deque[str] = deque(maxlen=8)
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -201,7 +203,7 @@ def _deserialised(trt: Any, plan: Path, rebuild: str) -> tuple[Any, Any]:
         raise ArtifactError(
             f"{plan} cannot be opened as an engine ({why}): it is truncated or of another version; rebuild with `{rebuild}`"
         )
-    return engine, (runtime, log)
+    return engine, messages, (runtime, log)
 
 
 @dataclass
@@ -218,13 +220,17 @@ class GpuBuffers:
     def __init__(self, engine: TensorRtEngine, batch: int) -> None:
         self._engine, self._cuda, self._batch = engine, engine.cuda, batch
         info, limits = engine.info, engine.limits
-        self._stream = self._cuda.stream()
-        self._bound = [_Bound(engine.context(profile, self._stream), {}) for profile in (0, 1)]
-        self._caches = DeviceCaches(
-            self._cuda, info, batch, full=limits.capacity, window=limits.window_capacity, stream=self._stream
-        )
-        self._inputs = self._cuda.allocate(8 * 3 * batch * (limits.chunk + 2))
         self._logits, self._logits_size = 0, 0
+        with contextlib.ExitStack() as undo:
+            self._stream = self._cuda.stream()
+            undo.callback(self._cuda.free_stream, self._stream)
+            self._bound = [_Bound(engine.context(profile, self._stream), {}) for profile in (0, 1)]
+            self._caches = DeviceCaches(
+                self._cuda, info, batch, full=limits.capacity, window=limits.window_capacity, stream=self._stream
+            )
+            undo.callback(self._caches.close)
+            self._inputs = self._cuda.allocate(8 * 3 * batch * (limits.chunk + 2), self._stream)
+            undo.pop_all()  # all of it is there: `close` sees to it
 
     def execute(self, rows: slice, feeds: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """See Buffers."""
@@ -271,7 +277,7 @@ class GpuBuffers:
                 self._cuda.free_graph(graph)
             self._bound[0].graphs.clear()
             self._cuda.free(self._logits)
-            self._logits, self._logits_size = self._cuda.allocate(size), size
+            self._logits, self._logits_size = self._cuda.allocate(size, self._stream), size
 
     def _copy_inputs(self, feeds: Mapping[str, NDArray[np.int64]]) -> dict[str, int]:
         """Every input behind the other at the same place for the same shapes, which a captured graph relies on."""
@@ -295,7 +301,8 @@ class GpuBuffers:
 
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self._stream):
-            raise ArtifactError("TensorRT could not run a step: see what it logged; `alize validate` repeats the golden prompts")
+            why = self._engine.said[-1] if self._engine.said else "it does not say why"
+            raise ArtifactError(f"TensorRT could not run a step ({why}): `alize validate` repeats the golden prompts")
 
     def _capture(self, context: Any) -> Any:
         """The step that has just run, as a graph: capturing runs nothing, so that no token is written twice."""

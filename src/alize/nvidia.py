@@ -94,6 +94,8 @@ def parse_sms(package: Package, text: str | None, weights: str) -> tuple[int, ..
         sms = tuple(sorted({int(word) for word in text.split(",")}))
     except ValueError as error:
         raise UsageError(f"--sm {text} must be numbers with commas between them, as 80,89: {known}") from error
+    if len(sms) > 1 and not package.cross_compiles:
+        raise UsageError(f"--sm {text}: {package.target} compiles for the GPU in the machine: give its SM, one")
     for sm in sms:
         if package.sms and sm not in package.sms:
             raise UsageError(

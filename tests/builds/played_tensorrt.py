@@ -60,6 +60,7 @@ class HostMemory:
     def __init__(self) -> None:
         self.held: dict[int, Any] = {}
         self.launched = 0
+        self.streams = 0
 
     @staticmethod
     def problem() -> str | None:
@@ -69,12 +70,13 @@ class HostMemory:
         return Properties("played", 89, "12080")
 
     def stream(self) -> int:
-        return 1
+        self.streams += 1
+        return self.streams
 
     def free_stream(self, stream: int) -> None:
-        pass
+        self.streams -= 1
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int, stream: int) -> int:
         buffer = ctypes.create_string_buffer(size)
         self.held[ctypes.addressof(buffer)] = buffer
         return ctypes.addressof(buffer)

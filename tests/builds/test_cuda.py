@@ -95,6 +95,7 @@ def test_windows_move_in_caches_that_are_allocated_once(built: BuiltOnce, monkey
         before = set(memory.held)
         found = [long.append(tokens[:, start : start + 100])[0, 0] for start in range(0, 1300, 100)][-1]
         assert set(memory.held) == before
+        assert memory.streams == 0
         expected = short.append(tokens[:, -400:])  # relative positions alone matter, and four windows of them
         np.testing.assert_allclose(found, expected[0, 0], atol=0.1)
 
@@ -125,15 +126,16 @@ def test_caches_that_do_not_fit_leave_nothing_behind(built: BuiltOnce, monkeypat
     with load(made(built).folder) as loaded:
         allocate, before = memory.allocate, set(memory.held)
 
-        def refuse(size: int) -> int:
+        def refuse(size: int, stream: int) -> int:
             if len(memory.held) == len(before) + 3:
                 raise ArtifactError("do not fit on the GPU")
-            return allocate(size)
+            return allocate(size, stream)
 
         monkeypatch.setattr(memory, "allocate", refuse)
         with pytest.raises(ArtifactError, match="do not fit"):
             loaded.session()
         assert set(memory.held) == before
+        assert memory.streams == 0
 
 
 def test_without_the_package_it_does_not_load(built: BuiltOnce) -> None:

@@ -13,12 +13,13 @@ from alize.artifact import Manifest
 from alize.building import build
 from alize.engine_options import EngineOptions
 from alize.errors import ArtifactError, DeviceUnavailable, LoweringFailed, NotValidated, UsageError
-from alize.nvidia import PACKAGES
-from alize.optimize import lower_tensorrt, static_cache
+from alize.nvidia import PACKAGES, parse_sms
+from alize.optimize import lower_tensorrt, static_cache, tensorrt_build
+from alize.optimize.tensorrt_build import _aim
 from alize.runtimes import tensorrt_engine
 from alize.runtimes.model import load
 from tests.builds.conftest import WINDOW
-from tests.builds.played_tensorrt import plan_text, play_gpu, played_build
+from tests.builds.played_tensorrt import HostMemory, plan_text, play_gpu, played_build
 from tests.tiny import tiny_checkpoint
 
 __all__ = ["played_build"]
@@ -212,6 +213,37 @@ def test_a_batch_beyond_the_engines_is_refused(tmp_path_factory: pytest.TempPath
     play_gpu(monkeypatch, folder)
     with load(folder) as loaded, pytest.raises(UsageError, match=r"a session of 5 rows is more than the 4 .*--batch 5"):
         loaded.session(5)
+
+
+def test_a_session_that_does_not_fit_leaves_nothing_behind(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest = made(tmp_path_factory)
+    memory = play_gpu(monkeypatch, folder)
+    caches = 2 * manifest.model.layers + 1  # and what windows are moved by way of
+    with load(folder) as loaded:
+        allocate, before = memory.allocate, set(memory.held)
+
+        def refuse(size: int, stream: int) -> int:
+            if len(memory.held) == len(before) + caches:  # the inputs' place comes behind the caches
+                raise ArtifactError("do not fit on the GPU")
+            return allocate(size, stream)
+
+        monkeypatch.setattr(memory, "allocate", refuse)
+        with pytest.raises(ArtifactError, match="do not fit"):
+            loaded.session()
+        assert (set(memory.held), memory.streams) == (before, 0)
+
+
+def test_one_gpu_is_compiled_for_where_it_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = PACKAGES["tensorrt"]
+    with pytest.raises(UsageError, match=r"--sm 80,89: tensorrt compiles for the GPU in the machine: give its SM, one"):
+        parse_sms(package, "80,89", "fp16")
+    assert parse_sms(package, "90", "fp16") == (90,)
+    monkeypatch.setattr(tensorrt_build, "Cuda", HostMemory)
+    _aim(None, package, None, 89)
+    with pytest.raises(UsageError, match=r"--sm 90: tensorrt compiles for the GPU in the machine, which is SM 89: build on one"):
+        _aim(None, package, None, 90)
 
 
 def test_compiled_kernels_are_kept_for_the_next_load(

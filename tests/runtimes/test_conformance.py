@@ -48,7 +48,8 @@ def pad(rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[n
 def test_every_backend_is_here() -> None:
     """A back-end of the registry without an entry in backends.py would be a back-end without a test.
 
-    Those of NVIDIA's engines need a GPU: they are run on one that is played, in tests/builds/test_tensorrt.py.
+    TensorRT's need a GPU: tests/builds/test_tensorrt.py appends and generates on one that is played, over the same bookkeeping
+    (linear_rows.py) that ONNX Runtime's runner is tested with here.
     """
     assert set(SUBJECTS) == {*BACKENDS, "torch"} - {*PACKAGES}
 
