@@ -14,7 +14,7 @@ from alize.compilers import Compiler
 from alize.costs import Model, build_memory, run_memory
 from alize.drafting import model_info
 from alize.durations import Speed, stage_seconds
-from alize.errors import BuildError
+from alize.errors import BuildError, UsageError
 from alize.estimate import Estimate, estimate
 from alize.mixing_costs import WEIGH, Weighing
 from alize.models.checkpoint import Checkpoint
@@ -218,6 +218,36 @@ def test_an_engine_is_held_whole_while_it_is_built(checkpoint: Path) -> None:
         for size in (GB, 3 * GB)
     )
     assert build_memory(large, plan) - build_memory(small, plan) > 1.4 * 2 * GB
+
+
+def test_a_graph_that_is_proven_whole_has_to_fit_whole(checkpoint: Path) -> None:
+    opened = Checkpoint.open(checkpoint)
+    info = model_info(opened)
+    plan = plan_for(opened, info, 300.0)
+    models = {"fp16": Model.of(opened, info, target="tensorrt-rtx", weights="fp16")}
+    limit = run_memory(models["fp16"], plan, LAYERS) - 1
+    assert module._memory_problem(models, plan, "fp16", 0, limit, 0) is None  # a slice of its layers fits
+    told = module._memory_problem(models, plan, "fp16", 0, limit, 1)
+    assert told is not None and "to run the artifact in fp16" in told and told.endswith("build on a larger machine")
+    assert module._memory_problem(models, plan, "fp16", 0, limit + 1, 1) is None
+    assert (
+        estimate(opened, info, plan, target="tensorrt-rtx", weights="fp16", output=Path("out"), plans=1, max_memory=limit).slices
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"calibrate": "built-in", "weights": "fp32"}, "--calibrate"),
+        ({"experts": "apart"}, "--experts"),
+        ({"target": "tensorrt-rtx", "weights": "fp16"}, "needs --sm"),
+    ],
+)
+def test_an_estimate_refuses_what_the_build_refuses(options: dict[str, Any], said: str, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError, match=said):
+        patch.setattr(Compiler, "versions", lambda compiler: {})
+        estimate_build(str(checkpoint), **({"output": tmp_path / "out", "target": "onnxruntime"} | options))
 
 
 def test_a_dry_run_counts_the_sms(checkpoint: Path, alize: Alize) -> None:  # noqa: F811

@@ -18,7 +18,7 @@ from alize.compilers import (
     weights_for,
 )
 from alize.drafting import draft_manifest, model_info, stored_as
-from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions, options_of_engine
+from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions
 from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
@@ -91,26 +91,23 @@ def build(
     progress = progress or SilentProgress()
     job = _prepare(
         source,
-        output,
-        target,
-        device,
-        weights,
-        group_size,
-        asymmetric,
-        bits,
-        calibrate,
-        revision,
-        adapter,
-        budget_seconds,
-        max_memory,
-        engine,
-        progress,
+        output=output,
+        target=target,
+        device=device,
+        weights=weights,
+        experts=experts,
+        group_size=group_size,
+        asymmetric=asymmetric,
+        bits=bits,
+        calibrate=calibrate,
+        revision=revision,
+        adapter=adapter,
+        budget_seconds=budget_seconds,
+        max_memory=max_memory,
+        engine=engine,
+        progress=progress,
     )
-    text = None if calibrate is None else CalibrationText.chosen(calibrate, job.weights, job.checkpoint)
-    sample = text_for_mix(job.weights, text, job.checkpoint)
     compiler, checkpoint, expected, device = job.compiler, job.checkpoint, job.estimate, job.device
-    info = model_info(checkpoint)
-    options = lowering_options(compiler, info, device=device, experts=experts, engine=engine, weights=job.weights)
     budget = budget or Budget.for_weights(job.weights)
     if quantisation_budget is not None:
         budget = dataclasses.replace(budget, quantisation_kl=quantisation_budget)
@@ -128,12 +125,12 @@ def build(
             progress.stage("hash the adapter", total_bytes=checkpoint.adapter.size)
             checkpoint.adapter.sha256(advance=progress.advance)
         draft = draft_manifest(
-            checkpoint, compiler, device=device, weights=job.weights, options=options, origin=job.resolved, text=text
+            checkpoint, compiler, device=device, weights=job.weights, options=job.options, origin=job.resolved, text=job.text
         )
         if found := unfinished.begin(build_key(draft)):
             progress.note(found)
-        mix = None if sample is None else plan_mix(checkpoint, job.weights, sample, unfinished.pieces, progress=progress)
-        rounded = round_weights(checkpoint, job.weights, unfinished.pieces, text=text, mix=mix, progress=progress)
+        mix = None if job.sample is None else plan_mix(checkpoint, job.weights, job.sample, unfinished.pieces, progress=progress)
+        rounded = round_weights(checkpoint, job.weights, unfinished.pieces, text=job.text, mix=mix, progress=progress)
         draft = _compile(building.folder, draft, checkpoint, compiler, rounded, mix, progress=progress, slices=expected.slices)
         outcome = validate_folder(
             building.folder,
@@ -172,6 +169,7 @@ def estimate_build(
     target: str,
     device: str | None = None,
     weights: str | None = None,
+    experts: str | None = None,
     revision: str | None = None,
     adapter: Path | None = None,
     budget_seconds: float | None = None,
@@ -189,20 +187,21 @@ def estimate_build(
     progress = progress or SilentProgress()
     return _prepare(
         source,
-        output,
-        target,
-        device,
-        weights,
-        group_size,
-        asymmetric,
-        bits,
-        calibrate,
-        revision,
-        adapter,
-        budget_seconds,
-        max_memory,
-        engine,
-        progress,
+        output=output,
+        target=target,
+        device=device,
+        weights=weights,
+        experts=experts,
+        group_size=group_size,
+        asymmetric=asymmetric,
+        bits=bits,
+        calibrate=calibrate,
+        revision=revision,
+        adapter=adapter,
+        budget_seconds=budget_seconds,
+        max_memory=max_memory,
+        engine=engine,
+        progress=progress,
     ).estimate
 
 
@@ -216,15 +215,20 @@ class _Job:
     resolved: Resolved
     checkpoint: Checkpoint
     weights: str
+    options: dict[str, str]
+    text: CalibrationText | None
+    sample: CalibrationText | None
     estimate: Estimate
 
 
 def _prepare(
     source: str,
+    *,
     output: Path,
     target: str,
     device: str | None,
     weights: str | None,
+    experts: str | None,
     group_size: str | None,
     asymmetric: bool,
     bits: float | None,
@@ -253,6 +257,9 @@ def _prepare(
     normal_weights(stored, group_size=group_size, asymmetric=asymmetric, bits=bits)  # refused of a float type, asked for or not
     if quantisation := Quantisation.parse(stored):
         check_budget({name: weight.shape for name, weight in single_weights(checkpoint).items()}, quantisation)
+    text = None if calibrate is None else CalibrationText.chosen(calibrate, stored, checkpoint)
+    sample = text_for_mix(stored, text, checkpoint)
+    options = lowering_options(compiler, info, device=device, experts=experts, engine=engine, weights=stored)
     expected = estimate(
         checkpoint,
         info,
@@ -262,10 +269,10 @@ def _prepare(
         output=output,
         choices=plan.weights,
         calibrated=calibrate is not None,
-        plans=len(options_of_engine(target, info, engine, stored).get("sm", "").split(",")) if target in PACKAGES else 0,
+        plans=len(options["sm"].split(",")) if target in PACKAGES else 0,
         max_memory=max_memory,
     )
-    return _Job(compiler, device, plan, resolved, checkpoint, stored, expected)
+    return _Job(compiler, device, plan, resolved, checkpoint, stored, options, text, sample, expected)
 
 
 def _compile(

@@ -26,7 +26,6 @@ def _build(options: argparse.Namespace, out: TextIO) -> int:
         manifest = build(
             options.source,
             output=output,
-            experts=options.experts,
             quantisation_budget=options.quantisation_budget,
             force=options.force,
             resume=not options.no_resume,
@@ -46,6 +45,7 @@ def _sizing(options: argparse.Namespace) -> dict[str, Any]:
     return chosen | {
         "target": options.target,
         "device": options.device,
+        "experts": options.experts,
         "revision": options.revision,
         "adapter": options.adapter,
         "budget_seconds": options.validation_budget,

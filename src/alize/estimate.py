@@ -113,7 +113,7 @@ def estimate(
     limit = min(limits, default=None)
     models = {name: Model.of(checkpoint, info, target=target, weights=name) for name in dict.fromkeys((weights, *choices))}
     model = models[weights]
-    slices = _slices(model, plan, limit)
+    slices = None if plans else _slices(model, plan, limit)
     files = OTHER_FILES + sum(path.stat().st_size for path in checkpoint.companions)
     tokenizer = any(path.name == "tokenizer.json" for path in checkpoint.companions)
     speed, needed = Speed.here(existing(output.absolute().parent), model), build_memory(model, plan)
@@ -141,7 +141,7 @@ def estimate(
         stages=stages,
         memory_limit=limit,
         free_disk=free,
-        problem=_memory_problem(models, plan, weights, needed, limit)
+        problem=_memory_problem(models, plan, weights, needed, limit, plans)
         or _disk_problem(models, weights, files, free, output, plans),
     )
 
@@ -164,10 +164,14 @@ def _least(model: Model, plan: Plan) -> int:
     return run_memory(model, plan, 1)
 
 
-def _memory_problem(models: dict[str, Model], plan: Plan, weights: str, building: int, limit: int | None) -> str | None:
+def _memory_problem(
+    models: dict[str, Model], plan: Plan, weights: str, building: int, limit: int | None, plans: int
+) -> str | None:
+    """plans: of TensorRT, whose graphs are proven whole: they are not cut into slices."""
     if limit is None:
         return None
-    running = _least(models[weights], plan)
+    needed = {name: run_memory(one, plan, one.info.layers) if plans else _least(one, plan) for name, one in models.items()}
+    running = needed[weights]
     if building > limit:
         return (
             f"the build needs {byte_count(building)} of memory for one layer in float32 and what is computed with it, "
@@ -175,9 +179,7 @@ def _memory_problem(models: dict[str, Model], plan: Plan, weights: str, building
         )
     if running <= limit:
         return None
-    fitting = [
-        f"--weights {name} ({byte_count(_least(one, plan))})" for name, one in models.items() if _least(one, plan) <= limit
-    ]
+    fitting = [f"--weights {name} ({byte_count(size)})" for name, size in needed.items() if size <= limit]
     return (
         f"validating needs {byte_count(running)} of memory to run the artifact in {weights}, {byte_count(limit)} may be used: "
         f"{', '.join([*fitting, 'build on a larger machine'])}"
