@@ -97,6 +97,7 @@ def test_windows_move_in_caches_that_are_allocated_once(built: BuiltOnce, monkey
         assert set(memory.held) == before
         expected = short.append(tokens[:, -400:])  # relative positions alone matter, and four windows of them
         np.testing.assert_allclose(found, expected[0, 0], atol=0.1)
+    assert memory.streams == 0
 
 
 def test_caches_without_a_window_grow_and_keep_what_they_hold(built: BuiltOnce, monkeypatch: pytest.MonkeyPatch) -> None:
