@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alize.compilers import Probe
+from alize.compiler_modules import Probe
 from alize.models.reference import Mixture
 from alize.models.routing import Routing
 from alize.validate.near_ties import far_choices, one_set

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alize.artifact.manifest import ModelInfo
-from alize.compilers import Probe
+from alize.compiler_modules import Probe
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference, WeightRule
 from alize.models.routing import Routing
