@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alize.artifact.state import state_dir
-from alize.errors import BackendUnavailable, LoweringFailed, OutputError, UsageError
+from alize.errors import BackendUnavailable, LoweringFailed, OutputError
 from alize.nvidia import Package
-from alize.runtimes.cuda import Cuda
 
 __all__ = ["Profile", "build_plan"]
 
@@ -35,8 +34,7 @@ def build_plan(package: Package, graph: Path, plan: Path, sm: int, profiles: Seq
     """Writes PLAN for GPUs of compute capability `sm`; what the build warns of is logged.
 
     Weights are mapped from the graph's external data and streamed into the plan. Raises LoweringFailed with what the parser or
-    the builder says, BackendUnavailable where the package needs a GPU that is not here, UsageError where the one that is here has
-    another SM, OutputError for a full disk.
+    the builder says, BackendUnavailable where the package needs a GPU that is not here, OutputError for a full disk.
     """
     trt = package.load()
     log = _messages(trt)
@@ -90,17 +88,10 @@ def _keep_timings(config: Any, file: Path) -> None:
 
 
 def _aim(trt: Any, package: Package, config: Any, sm: int) -> None:
-    """Cross-compiling names its SM; else the GPU in the machine is compiled for, and has to be of that SM."""
+    """Cross-compiling names its SM; else the GPU in the machine is compiled for, which a build has found to be of that SM."""
     if package.cross_compiles:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), 0)
-        return
-    here = Cuda().properties().sm
-    if here != sm:
-        raise UsageError(
-            f"--sm {sm}: {package.target} compiles for the GPU in the machine, which is SM {here}: build on one of SM {sm}, or "
-            "use --target tensorrt-rtx, which needs none"
-        )
 
 
 def _shapes(builder: Any, network: Any, profile: Profile) -> Any:

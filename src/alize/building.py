@@ -18,7 +18,7 @@ from alize.compilers import (
     weights_for,
 )
 from alize.drafting import draft_manifest, model_info, stored_as
-from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions
+from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions, check_gpu
 from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
 from alize.export.hub import export_hub
@@ -260,6 +260,8 @@ def _prepare(
     text = None if calibrate is None else CalibrationText.chosen(calibrate, stored, checkpoint)
     sample = text_for_mix(stored, text, checkpoint)
     options = lowering_options(compiler, info, device=device, experts=experts, engine=engine, weights=stored)
+    if target in PACKAGES:
+        check_gpu(PACKAGES[target], options["sm"])
     expected = estimate(
         checkpoint,
         info,

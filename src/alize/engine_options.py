@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from alize.artifact.manifest import Configuration, ModelInfo
-from alize.errors import UsageError
-from alize.nvidia import BATCH, CONTEXT, LARGEST_GPU, PACKAGES, cache_bytes, engine_limits, parse_sms
+from alize.errors import BackendUnavailable, UsageError
+from alize.nvidia import BATCH, CONTEXT, LARGEST_GPU, PACKAGES, Package, cache_bytes, engine_limits, parse_sms
+from alize.runtimes.cuda import Cuda
 
-__all__ = ["NO_ENGINE_OPTIONS", "EngineOptions", "compiled_for", "options_of_engine"]
+__all__ = ["NO_ENGINE_OPTIONS", "EngineOptions", "check_gpu", "compiled_for", "options_of_engine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,27 @@ def options_of_engine(target: str, info: ModelInfo, engine: EngineOptions, weigh
         raise UsageError(f"--capacity {capacity} must be at least 1 and at most {info.max_positions}, the model's positions")
     _check_cache(info, capacity, batch)
     return options | {"capacity": str(capacity)}
+
+
+def check_gpu(package: Package, sms: str) -> None:
+    """Where a package compiles for the GPU in the machine, that has to be of the SM that is asked for.
+
+    Raises BackendUnavailable without a GPU, UsageError for another.
+    """
+    if package.cross_compiles:
+        return
+    problem = Cuda.problem()
+    if problem is not None:
+        raise BackendUnavailable(
+            f"{package.target} compiles for the GPU in the machine, and there is none to be used ({problem}): build where one "
+            "is, or use --target tensorrt-rtx, which needs none"
+        )
+    here = Cuda().properties().sm
+    if str(here) != sms:
+        raise UsageError(
+            f"--sm {sms}: {package.target} compiles for the GPU in the machine, which is SM {here}: build on one of SM {sms}, or "
+            "use --target tensorrt-rtx, which needs none"
+        )
 
 
 def _check_cache(info: ModelInfo, capacity: int, batch: int) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alize import engine_options
 from alize.artifact import Manifest
 from alize.building import build
-from alize.engine_options import EngineOptions
-from alize.errors import ArtifactError, DeviceUnavailable, LoweringFailed, NotValidated, UsageError
+from alize.engine_options import EngineOptions, check_gpu
+from alize.errors import ArtifactError, BackendUnavailable, DeviceUnavailable, LoweringFailed, NotValidated, UsageError
 from alize.nvidia import PACKAGES, parse_sms
-from alize.optimize import lower_tensorrt, static_cache, tensorrt_build
-from alize.optimize.tensorrt_build import _aim
+from alize.optimize import lower_tensorrt, static_cache
 from alize.runtimes import tensorrt_engine
 from alize.runtimes.model import load
 from tests.builds.conftest import WINDOW
@@ -240,10 +240,13 @@ def test_one_gpu_is_compiled_for_where_it_has_to_be_there(monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match=r"--sm 80,89: tensorrt compiles for the GPU in the machine: give its SM, one"):
         parse_sms(package, "80,89", "fp16")
     assert parse_sms(package, "90", "fp16") == (90,)
-    monkeypatch.setattr(tensorrt_build, "Cuda", HostMemory)
-    _aim(None, package, None, 89)
+    with pytest.raises(BackendUnavailable, match=r"and there is none to be used .*use --target tensorrt-rtx"):
+        check_gpu(package, "90")
+    monkeypatch.setattr(engine_options, "Cuda", HostMemory)
+    check_gpu(package, "89")
+    check_gpu(PACKAGES["tensorrt-rtx"], "80,120")
     with pytest.raises(UsageError, match=r"--sm 90: tensorrt compiles for the GPU in the machine, which is SM 89: build on one"):
-        _aim(None, package, None, 90)
+        check_gpu(package, "90")
 
 
 def test_compiled_kernels_are_kept_for_the_next_load(

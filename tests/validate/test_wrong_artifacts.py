@@ -44,7 +44,7 @@ def validate(
     *,
     weights: str = "fp32",
     budget: Budget | None = None,
-    budget_seconds: float = 600,
+    budget_seconds: float | None = 600,
 ) -> Outcome:
     compiler = compiler_for(target)
     draft = draft_manifest(checkpoint, compiler, device="cpu", weights=weights)

@@ -20,8 +20,14 @@ from tests.validate.test_wrong_artifacts import validate
 
 WINDOW = 12
 EXPERTS = 4
-LEAST = 1e-9  # seconds: the minimum set, which has to catch all of these
 EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture(autouse=True)
+def least(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the minimum set is run, which has to catch all of these."""
+    monkeypatch.setattr("alize.validate.cases.USUAL_SECONDS", 0.0)
+
 
 WRONG: dict[str, tuple[Tamper, str]] = {
     "swapped experts": (tampered.swap_experts, "layer 1: experts 1 and 3 are swapped, from position "),
@@ -93,7 +99,7 @@ def test_the_artifact_says_what_it_chose(target: str, checkpoint: Checkpoint, tm
 def test_a_wrong_mixture_is_caught_and_named(target: str, name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     tamper, finding = WRONG[name]
     assert lower(checkpoint, target, tmp_path / "out", tamper) is None  # the right experts run: no structure tells
-    outcome = validate(tmp_path / "out", checkpoint, target, budget_seconds=LEAST)
+    outcome = validate(tmp_path / "out", checkpoint, target, budget_seconds=None)
     assert outcome.validation.verdict == "fail"
     assert outcome.evidence.findings[0].startswith(finding), outcome.evidence.findings
 
@@ -103,7 +109,7 @@ def test_a_dense_lowering_says_the_right_thing_and_is_caught(target: str, checkp
     seen = lower(checkpoint, target, tmp_path / "out", tampered.dense_experts)
     assert str(seen).startswith("layer 0, prefill: expert")
     assert str(seen).endswith("dense in disguise")
-    assert validate(tmp_path / "out", checkpoint, target, budget_seconds=LEAST).validation.verdict == "pass"
+    assert validate(tmp_path / "out", checkpoint, target, budget_seconds=None).validation.verdict == "pass"
 
 
 @pytest.mark.parametrize("target", RUN_HERE)
@@ -112,13 +118,13 @@ def test_an_expert_that_no_prompt_reaches_is_run_by_name(target: str, tmp_path: 
     row[0] = -3.0  # far below the others, whatever the token
     checkpoint = with_router(tmp_path / "checkpoint", 1, 3, row)
     lower(checkpoint, target, tmp_path / "right", nothing)
-    right = validate(tmp_path / "right", checkpoint, target, budget_seconds=LEAST)
+    right = validate(tmp_path / "right", checkpoint, target, budget_seconds=None)
     assert (right.validation.verdict, right.evidence.complaints) == ("pass", ())
     assert right.evidence.coverage is not None
     assert right.evidence.coverage.forced.tolist() == [[False] * 4, [False, False, False, True]]
     assert right.validation.figures["experts"]["by_prompts"] == 7
     lower(checkpoint, target, tmp_path / "wrong", tampered.double_expert(1, 3))
-    wrong = validate(tmp_path / "wrong", checkpoint, target, budget_seconds=LEAST)
+    wrong = validate(tmp_path / "wrong", checkpoint, target, budget_seconds=None)
     assert all(not case.reasons for case in wrong.evidence.cases)  # no prompt reaches it, no logit tells
     assert wrong.validation.verdict == "fail"
     assert wrong.evidence.findings[0].startswith("layer 1: the answer of expert 3 is wrong (expert ")
@@ -135,7 +141,7 @@ def test_an_expert_that_nothing_reaches_is_reported(target: str, tmp_path: Path)
     edit_tensor(folder, gate(0), router)
     checkpoint = Checkpoint.open(folder)
     lower(checkpoint, target, tmp_path / "out", nothing)
-    outcome = validate(tmp_path / "out", checkpoint, target, budget_seconds=LEAST)
+    outcome = validate(tmp_path / "out", checkpoint, target, budget_seconds=None)
     assert outcome.validation.verdict == "pass", outcome.evidence.complaints
     assert outcome.validation.left_out[-1:] == ("layer 0, expert 3: no hidden state puts it among the chosen",)
     assert outcome.validation.figures["experts"]["unreachable"] == 1
