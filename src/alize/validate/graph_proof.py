@@ -6,6 +6,7 @@ to differ from the reference by. Without it the graph is run as it is, in float1
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from alize.runtimes.onnxruntime_runner import available, devices, session_option
 from alize.runtimes.taps import Taps
 
 __all__ = ["GraphEngine", "available", "devices", "fingerprint", "open", "open_graph"]
+
+
+NO_OPTIONS: Mapping[str, str | int | bool] = MappingProxyType({})
 
 
 def fingerprint(device: str) -> dict[str, str]:
@@ -45,11 +49,11 @@ def open(  # noqa: A001 - the name that every back-end module has
     return GraphEngine(open_graph(model, folder), manifest.model, limits, taps)
 
 
-def open_graph(model: onnx.ModelProto, folder: Path) -> Any:
-    """An onnxruntime session of a model whose weights lie in FOLDER. Raises LoweringFailed."""
+def open_graph(model: onnx.ModelProto, folder: Path, options: Mapping[str, str | int | bool] = NO_OPTIONS) -> Any:
+    """An onnxruntime session of a model whose weights lie in FOLDER. options: of `session_options`. Raises LoweringFailed."""
     import onnxruntime
 
-    settings = session_options({})
+    settings = session_options(options)
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])

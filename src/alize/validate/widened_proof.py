@@ -10,15 +10,11 @@ from pathlib import Path
 import onnx
 
 from alize.artifact.manifest import Manifest
-from alize.errors import LoweringFailed
 from alize.optimize.widen import read_widened
-from alize.runtimes.onnxruntime_runner import MODEL_FILE, OnnxRuntimeEngine, available, session_options
+from alize.runtimes.onnxruntime_runner import MODEL_FILE, OnnxRuntimeEngine, available, devices
+from alize.validate.graph_proof import open_graph
 
 __all__ = ["available", "devices", "fingerprint", "open"]
-
-
-def devices() -> list[str]:
-    return ["cpu"]
 
 
 def fingerprint(device: str) -> dict[str, str]:
@@ -34,14 +30,6 @@ def open(  # noqa: A001 - the name that every back-end module has
     taps: Sequence[str] = (),
 ) -> OnnxRuntimeEngine:
     """The graph in FOLDER. Raises LoweringFailed."""
-    import onnxruntime
-
     model = read_widened(folder / MODEL_FILE)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
-    settings = session_options(options)
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise LoweringFailed(f"the lowered graph cannot be proven on the CPU: onnxruntime says {error}") from error
-    return OnnxRuntimeEngine(session, manifest.model, taps)
+    return OnnxRuntimeEngine(open_graph(model, folder, options), manifest.model, taps)
