@@ -93,20 +93,6 @@ class LinearRows(ABC):
         self._filled[:] = 0
         self._evicted[:] = 0
 
-    def _masked(
-        self, rows: slice, tokens: NDArray[np.int64], positions: NDArray[np.int64], keep: int
-    ) -> dict[str, NDArray[np.int64]]:
-        """Inputs of a graph that takes lengths by an attention mask, see optimize/group_query_attention.py: tokens [b,S] are
-        appended to some rows, none of them padding."""
-        new = tokens.shape[1]
-        totals = self._filled[rows] + new
-        return {
-            "input_ids": np.ascontiguousarray(tokens),
-            "position_ids": positions[:, None] + np.arange(new, dtype=np.int64),
-            "attention_mask": (np.arange(int(totals.max())) < totals[:, None]).astype(np.int64),
-            "num_logits_to_keep": np.array([keep], np.int64),
-        } | ({"num_evicted": self._evicted[rows]} if self._mixed else {})
-
     def _held(self) -> NDArray[np.int64]:
         """[B] positions in layers with a window, or in all where none has one."""
         held: NDArray[np.int64] = self._filled - self._evicted

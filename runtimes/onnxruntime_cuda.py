@@ -18,7 +18,7 @@ from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import ArtifactError, DeviceUnavailable
 from alize.runtimes.cuda import Cuda
 from alize.runtimes.device_caches import DeviceCaches
-from alize.runtimes.linear_rows import LinearRows
+from alize.runtimes.masked_rows import MaskedRows
 from alize.runtimes.session import Limits, session_limits
 
 __all__ = ["CudaEngine", "CudaRunner", "fingerprint", "open_engine", "problem"]
@@ -101,7 +101,7 @@ class CudaEngine:
         self.session = None
 
 
-class CudaRunner(LinearRows):
+class CudaRunner(MaskedRows):
     """Caches on the device, bound at each run."""
 
     def __init__(self, session: Any, cuda: Cuda, info: ModelInfo, limits: Limits, batch: int) -> None:
@@ -126,9 +126,6 @@ class CudaRunner(LinearRows):
         if full and needed > full:
             self._caches.grow(max(needed, min(full + max(full // 2, _GROWTH), self._info.max_positions)))
 
-    def _at_once(self, new: int, lengths: NDArray[np.int64]) -> bool:
-        return len(lengths) == 1 or (new == 1 and bool(lengths.min() == 1))
-
     def _move(self, row: int, count: int, keep: int) -> None:
         self._caches.move(row, count, keep)
         self._cuda.synchronise(self._stream)  # the session runs on a stream of its own
@@ -145,7 +142,7 @@ class CudaRunner(LinearRows):
 
         binding = self._session.io_binding()
         binding.bind_output("logits", "cpu")
-        for name, array in self._masked(
+        for name, array in self._inputs(
             rows, tokens, positions, keep
         ).items():  # an input with a default is an OrtValue or not found
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))

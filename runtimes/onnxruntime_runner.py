@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import ArtifactError, BackendUnavailable, UsageError
 from alize.runtimes import onnxruntime_cuda
-from alize.runtimes.linear_rows import LinearRows, cache_names
+from alize.runtimes.linear_rows import cache_names
+from alize.runtimes.masked_rows import MaskedRows
 from alize.runtimes.taps import Taps, with_outputs
 
 __all__ = [
@@ -125,7 +126,7 @@ class OnnxRuntimeEngine:
         self.session = None
 
 
-class OnnxRuntimeRunner(LinearRows):
+class OnnxRuntimeRunner(MaskedRows):
     """Caches float32 [B,K,capacity,D], key and value of each layer."""
 
     def __init__(self, session: Any, info: ModelInfo, batch: int, taps: Sequence[str] = ()) -> None:
@@ -136,9 +137,6 @@ class OnnxRuntimeRunner(LinearRows):
         names = cache_names(info)
         self._names, self._of_window = [name for name, _ in names], [window > 0 for _, window in names]
         self._caches = [self._allocate(batch, 0) for _ in names]
-
-    def _at_once(self, new: int, lengths: NDArray[np.int64]) -> bool:
-        return len(lengths) == 1 or (new == 1 and bool(lengths.min() == 1))
 
     def _run(
         self,
@@ -171,9 +169,6 @@ class OnnxRuntimeRunner(LinearRows):
             self.taps.add(values, np.full(len(tokens), new), first=rows.start)
         logits: NDArray[np.float32] = outputs[0].numpy()
         return logits
-
-    def _inputs(self, rows: slice, tokens: NDArray[np.int64], positions: NDArray[np.int64], keep: int) -> dict[str, NDArray[Any]]:
-        return dict(self._masked(rows, tokens, positions, keep))
 
     def _move(self, row: int, count: int, keep: int) -> None:
         for cache, windowed in zip(self._caches, self._of_window, strict=True):
