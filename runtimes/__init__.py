@@ -10,17 +10,21 @@ with model.session() as session:
 
 from alize.runtimes.generate import Generation, GenerationOptions, generate
 from alize.runtimes.model import Model, load
+from alize.runtimes.prompt_lookup import PromptLookup
 from alize.runtimes.registry import BACKENDS, Backend
 from alize.runtimes.sampling import SamplingOptions, sample
 from alize.runtimes.session import Runner, Session
+from alize.runtimes.speculation import Drafter
 from alize.runtimes.text import StreamDecoder, Tokenizer
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "Drafter",
     "Generation",
     "GenerationOptions",
     "Model",
+    "PromptLookup",
     "Runner",
     "SamplingOptions",
     "Session",

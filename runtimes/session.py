@@ -151,13 +151,21 @@ class Session:
         return max(0, self._info.max_positions - self.position) if self._bounded else None
 
     @property
+    def vocab_size(self) -> int:
+        """V: the width of the logits, and the tokens that can be appended are 0 .. V-1."""
+        return self._info.vocab_size
+
+    @property
     def limits(self) -> Limits:
         """How appends are cut and how much is cached."""
         return self._limits
 
     @property
     def rewindable(self) -> int:
-        """How many tokens `rewind` can drop now; see the worked example above."""
+        """How many tokens `rewind` can drop now: those of the last append at least, where it fitted in one chunk.
+
+        See the worked example above.
+        """
         evicted = self._cached < self._positions
         rows = np.where(evicted, self._cached - (self._window - 1), self._positions)
         return max(0, int(rows.min()))

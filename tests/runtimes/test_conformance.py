@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from alize.errors import ContextExceeded, RewindTooFar
 from alize.nvidia import PACKAGES
+from alize.runtimes.generate import GenerationOptions, generate
 from alize.runtimes.registry import BACKENDS
 from alize.runtimes.session import Runner, Session, session_limits
 from tests.runtimes.backends import MAX_POSITIONS, SUBJECTS, VOCABULARY, Subject
+from tests.runtimes.drafters import Oracle
 
 CHUNK, SLACK = 4, 6  # small, so that short appends are cut and evict
 
@@ -244,6 +246,23 @@ def test_positions_end_only_where_some_layer_sees_all(subject: Subject) -> None:
         else:
             assert long.room is None
             assert_same(subject, long.append(row[None, MAX_POSITIONS:], keep=0)[0], alone(subject, row)[MAX_POSITIONS:])
+
+
+@pytest.mark.parametrize(("temperature", "chunk"), [(0.0, 16), (0.5, CHUNK)])
+def test_drafts_change_no_token(subject: Subject, temperature: float, chunk: int) -> None:
+    """Checked several at a time, accepted and dropped, past the window and up to the last position.
+
+    Logits of several tokens at once may differ in the last bits: no token here is drawn so narrowly that it would show.
+    """
+    prompt = tokens(6, seed=40).tolist()
+    options = GenerationOptions(max_new_tokens=MAX_POSITIONS, temperature=temperature, seed=7)
+    with session(subject) as plain:
+        expected = [int(step[0]) for step in generate(plain, [prompt], options)]
+    drafter = Oracle([*prompt, *expected], [2, 0, 3, 1, 9], vocabulary=VOCABULARY, beyond=2)
+    with session(subject, chunk=chunk, slack=16) as drafted:
+        running = generate(drafted, [prompt], options, drafter=drafter)
+        assert [int(step[0]) for step in running] == expected
+    assert 0 < running.accepted < running.drafted
 
 
 class Watched(Runner):
