@@ -1,4 +1,6 @@
-"""OpenVINO on a CPU or an Intel GPU: the stateful graph, one infer request a session.
+"""OpenVINO on a CPU or an Intel GPU: how an artifact is compiled, and the stateful graph, one infer request a session.
+
+With `attention: paged` the graph is compiled in its paged form instead: see openvino_paged.py.
 
 The cache is the request's state [B,K,slots,D], rows aligned on the right. A step of unequal lengths appends the chunk as it
 comes, padded on the right; causality hides the padding from every real token. Afterwards each row is moved right over its
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import ArtifactError, BackendUnavailable
+from alize.runtimes.openvino_paged import PagedEngine, page
 from alize.runtimes.openvino_states import Caches
 from alize.runtimes.openvino_warm_up import add_expert_bias, no_bias, warm_up
 from alize.runtimes.taps import Taps
@@ -57,6 +60,7 @@ def compile_properties(options: Mapping[str, str | int | bool]) -> dict[str, str
     accuracy (bool): float32 in everything, no dynamic quantisation.   inference_precision, kv_cache_precision: as OpenVINO
     spells them (f32, f16, bf16, u8).   dynamic_quantization_group: how many activations share a scale where they are rounded
     to 8 bits for a product with integer weights (0 = they are not rounded).   threads (0 = the engine's choice).
+    `attention` (stateful or paged) is no option of the engine: it decides which graph is compiled.
     """
     properties: dict[str, str | int] = {}
     if options.get("accuracy"):
@@ -73,7 +77,7 @@ def compile_properties(options: Mapping[str, str | int | bool]) -> dict[str, str
 
 def open(  # noqa: A001 - the name that every back-end module has
     folder: Path, manifest: Manifest, device: str, options: Mapping[str, str | int | bool], taps: Sequence[str] = ()
-) -> "OpenVinoEngine":
+) -> "OpenVinoEngine | PagedEngine":
     """Compile the graph for the device, and run every expert once. Options: see `compile_properties`. Raises ArtifactError,
     BackendUnavailable."""
     why = available()
@@ -81,19 +85,20 @@ def open(  # noqa: A001 - the name that every back-end module has
         raise BackendUnavailable(f"openvino cannot be imported ({why}): pip install 'alize[openvino]'")
     import openvino
 
-    core = openvino.Core()
+    core, info = openvino.Core(), manifest.model
+    paged = options.get("attention") == "paged"
     try:
         model = core.read_model(folder / MODEL_FILE)
-        _slice_before_head(model)
-        if manifest.model.experts:
-            add_expert_bias(model, manifest.model)
+        (page(model, info) if paged else _slice_before_head(model))
+        if info.experts:
+            add_expert_bias(model, info)
         model.add_outputs(list(taps))
         compiled = core.compile_model(model, device.upper(), compile_properties(options))
-        if manifest.model.experts:
-            warm_up(compiled, manifest.model)
+        engine = PagedEngine(compiled, info, taps) if paged else OpenVinoEngine(compiled, info, taps)
+        engine.warm_up()
     except RuntimeError as error:
         raise ArtifactError(f"{folder / MODEL_FILE}: openvino {openvino.__version__} cannot compile it: {error}") from error
-    return OpenVinoEngine(compiled, manifest.model, taps)
+    return engine
 
 
 def _slice_before_head(model: Any) -> None:
@@ -119,6 +124,11 @@ class OpenVinoEngine:
         self.compiled = compiled
         self.info = info
         self._taps = taps
+
+    def warm_up(self) -> None:
+        """Runs every expert once."""
+        if self.info.experts:
+            warm_up(self.compiled, self.info)
 
     def runner(self, batch: int) -> "OpenVinoRunner":
         return OpenVinoRunner(self.compiled.create_infer_request(), self.info, batch, self._taps)

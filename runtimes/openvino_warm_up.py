@@ -13,7 +13,7 @@ import numpy as np
 from alize.artifact.manifest import ModelInfo
 from alize.errors import ArtifactError
 
-__all__ = ["EXPERT_BIAS", "add_expert_bias", "no_bias", "warm_up"]
+__all__ = ["EXPERT_BIAS", "add_expert_bias", "biases", "no_bias", "warm_up"]
 
 EXPERT_BIAS = "expert_bias"
 _CHOSEN = 1e6  # far above what a router says, and finite: logits stay finite too
@@ -50,13 +50,21 @@ def no_bias(info: ModelInfo) -> dict[str, Any]:
     return {EXPERT_BIAS: np.zeros(info.experts, np.float32)} if info.experts else {}
 
 
+def biases(info: ModelInfo) -> list[dict[str, Any]]:
+    """What is fed instead, run after run, to run every expert once; nothing where there are none."""
+    found = []
+    for first in range(0, info.experts, max(info.experts_per_token, 1)):
+        bias = np.zeros(info.experts, np.float32)
+        bias[first : first + info.experts_per_token] = _CHOSEN
+        found.append({EXPERT_BIAS: bias})
+    return found
+
+
 def warm_up(compiled: Any, info: ModelInfo) -> int:
     """Runs one token for each top_k experts, in a request that is thrown away. Returns the number of runs."""
     request = compiled.create_infer_request()
-    turns = range(0, info.experts, info.experts_per_token)
-    for first in turns:
-        bias = np.zeros(info.experts, np.float32)
-        bias[first : first + info.experts_per_token] = _CHOSEN
+    turns = biases(info)
+    for bias in turns:
         request.reset_state()
         request.infer(
             {
@@ -65,7 +73,7 @@ def warm_up(compiled: Any, info: ModelInfo) -> int:
                 "attention_mask": np.ones((1, 1), np.int64),
                 "beam_idx": np.zeros(1, np.int32),
                 "num_logits_to_keep": np.ones(1, np.int64),
-                EXPERT_BIAS: bias,
             }
+            | bias
         )
     return len(turns)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from alize.artifact.manifest import ModelInfo
 from alize.runtimes.fake import FakeRunner
+from alize.runtimes.openvino_paged import PagedEngine
 from alize.runtimes.session import Runner
 
 VOCABULARY = 61
@@ -32,13 +33,14 @@ EVERY = (UNIFORM, NARROW, UNEQUAL, MIXED, FULL, FULL_FIRST, SEVERAL)
 class Subject:
     """One model on one engine. tolerance: how far logits may be from those of another way to the same tokens.
 
-    held: positions that a runner of it has memory for, layer by layer.
+    held: positions that a runner of it has memory for, layer by layer.   block: positions are forgotten so many at a time.
     """
 
     info: ModelInfo
     runner: Callable[[int], Runner]
     tolerance: float
     held: Callable[[Any], list[int]]
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,16 @@ def held_by_onnxruntime(runner: Any) -> list[int]:
     return [cache.shape[2] for cache in runner._caches[::2]]
 
 
-HELD = {"openvino": held_by_openvino, "onnxruntime": held_by_onnxruntime}
+def held_by_openvino_paged(runner: Any) -> list[int]:
+    positions = {layer: memory.pool.blocks * memory.size for memory in runner._engine.memory for layer in memory.layers}
+    return [positions[layer] for layer in sorted(positions)]
 
 
-def make_compiled(target: str) -> Callable[[tuple[int, ...]], Subject]:
-    """A tiny checkpoint through export and lowering, in the engine's exact mode."""
+HELD = {"openvino": held_by_openvino, "openvino-paged": held_by_openvino_paged, "onnxruntime": held_by_onnxruntime}
+
+
+def make_compiled(target: str, **options: str) -> Callable[[tuple[int, ...]], Subject]:
+    """A tiny checkpoint through export and lowering, in the engine's exact mode, with more options of a configuration."""
 
     @cache
     def make(windows: tuple[int, ...]) -> Subject:
@@ -165,8 +172,9 @@ def make_compiled(target: str) -> Callable[[tuple[int, ...]], Subject]:
         compiler = compiler_for(target)
         compiler.lowering.lower(hub, folder, weights="fp32")
         draft = dataclasses.replace(draft_manifest(checkpoint, compiler, device="cpu", weights="fp32"), model=info)
-        engine = backend_module(target).open(folder, draft, "cpu", compiler.accuracy)
-        return Subject(info, engine.runner, 2e-4, HELD[target])
+        engine = backend_module(target).open(folder, draft, "cpu", {**compiler.accuracy, **options})
+        block = engine.memory[0].size if isinstance(engine, PagedEngine) else 1
+        return Subject(info, engine.runner, 2e-4, HELD["-".join((target, *options.values()))], block)
 
     return make
 
@@ -175,5 +183,6 @@ SUBJECTS: dict[str, Candidate] = {
     "fake": Candidate(make_fake, EVERY),
     "torch": Candidate(make_torch, EVERY),
     "openvino": Candidate(make_compiled("openvino"), EVERY),
+    "openvino-paged": Candidate(make_compiled("openvino", attention="paged"), EVERY),
     "onnxruntime": Candidate(make_compiled("onnxruntime"), EVERY),
 }

@@ -53,7 +53,7 @@ def test_every_backend_is_here() -> None:
     TensorRT's need a GPU: tests/builds/test_tensorrt.py appends and generates on one that is played, over the same bookkeeping
     (linear_rows.py) that ONNX Runtime's runner is tested with here.
     """
-    assert set(SUBJECTS) == {*BACKENDS, "torch"} - {*PACKAGES}
+    assert set(SUBJECTS) == {*BACKENDS, "torch", "openvino-paged"} - {*PACKAGES}
 
 
 @pytest.mark.parametrize("piece", [1, 3, 17])
@@ -130,7 +130,7 @@ def test_decode_far_beyond_the_window_in_constant_memory(subject: Subject) -> No
         long.append(row[None, :10])
         for at in range(10, len(row)):
             assert_same(subject, long.append(row[None, at : at + 1])[0, 0], expected[at])
-    assert capacity is None or runner.most <= capacity
+    assert capacity is None or runner.most < capacity + subject.block
     assert capacity is not None or runner.most == len(row)
 
 
@@ -146,7 +146,7 @@ def test_only_layers_that_see_everything_hold_more_and_more(subject: Subject) ->
     for layer, window in enumerate(info.windows):
         first, *_, last = (held[layer] for held in sizes)
         if window:
-            assert first <= 256 and last <= max(first, long.limits.capacity or 0)
+            assert first <= 256 and last <= max(first, (long.limits.capacity or 0) + subject.block)
         else:
             assert first >= 300 and last >= 900
 
