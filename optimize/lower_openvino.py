@@ -25,6 +25,7 @@ from alize.optimize.openvino_structure import (
     mask_windows,
     norms_of_ones,
     one_line,
+    paged_attentions,
     paged_windows,
 )
 from alize.optimize.openvino_ties import lower_index_first
@@ -124,6 +125,9 @@ def check_structure(
     paged = paged_windows(path)
     if paged != list(windows):  # the engine's order of computation is that of the layers
         raise LoweringFailed(f"paged attention would run with the windows {paged}, the model's are {list(windows)}")
+    fused = None if slices else paged_attentions(path)
+    if fused not in (None, info.layers):
+        raise LoweringFailed(f"{fused} of {info.layers} layers have a fused attention in the compiled paged form")
     return {
         "attention": "ScaledDotProductAttention with state",
         "fused_attention_nodes": len(nodes["stateful attention"]),
@@ -131,6 +135,7 @@ def check_structure(
         "norm_nodes": len(nodes["RMS before attention"]) + len(nodes["RMS before the MLP"]),
         **({"norms_of_ones": unscaled} if (unscaled := sum(map(len, ones.values()))) else {}),
         "paged_attention_windows": sorted(set(paged)),
+        **({} if slices else {"paged_attention_nodes": fused}),
         "windows": list(windows),
         **({"experts": _check_experts(phases, kinds, info, form)} if form else {}),
         **({"compiled_in_slices": [[first, stop - 1] for first, stop in slices]} if slices else {}),

@@ -11,7 +11,16 @@ import numpy as np
 from alize.errors import LoweringFailed
 from alize.optimize.openvino_slices import cut_layers
 
-__all__ = ["compile_ir", "execution_kinds", "execution_layers", "mask_windows", "norms_of_ones", "one_line", "paged_windows"]
+__all__ = [
+    "compile_ir",
+    "execution_kinds",
+    "execution_layers",
+    "mask_windows",
+    "norms_of_ones",
+    "one_line",
+    "paged_attentions",
+    "paged_windows",
+]
 
 _LAYER = re.compile(r"layers\.(\d+)\.self_attn")
 _PARTS = {  # what each layer must have in the compiled graph: operator, the name that the hub gave the node
@@ -63,9 +72,20 @@ def _above(node: Any) -> Iterator[Any]:
 def paged_windows(path: Path) -> list[int]:
     """The windows that the engine's own paged-attention pass finds in the IR, one for each attention (0 = none).
 
-    openvino_genai runs this pass on any model that it opens; it drops a window whose mask it doesn't recognise. Raises
-    LoweringFailed when the pass does not know the attention itself.
+    `load` runs this pass, and openvino_genai does on any model that it opens; it drops a window whose mask it doesn't recognise.
+    Raises LoweringFailed when the pass does not know the attention itself.
     """
+    attentions = [node for node in _paged(path).get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"]
+    return [_evaluate(node.input_value(10).get_node()) for node in attentions]
+
+
+def paged_attentions(path: Path) -> int:
+    """How many nodes of the compiled paged form are paged attention. Raises LoweringFailed where it cannot be compiled."""
+    compiled = _compiled(_paged(path), counted=False)
+    return sum(_info(node, "layerType") == "PagedAttention" for node in compiled.get_runtime_model().get_ops())
+
+
+def _paged(path: Path) -> Any:
     import openvino
     from openvino._offline_transformations import paged_attention_transformation
 
@@ -74,8 +94,7 @@ def paged_windows(path: Path) -> list[int]:
         paged_attention_transformation(model)
     except RuntimeError as error:
         raise LoweringFailed(f"the engine's paged-attention pass does not take the model: {one_line(error)}") from error
-    attentions = [node for node in model.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"]
-    return [_evaluate(node.input_value(10).get_node()) for node in attentions]
+    return model
 
 
 def _evaluate(node: Any) -> int:
@@ -102,8 +121,14 @@ def compile_ir(path: Path, *, outputs: Sequence[str] = (), layers: tuple[int, in
     if missing := [name for name in outputs if name not in known]:
         raise LoweringFailed(f"the model has no tensor {missing[0]}: which experts its router chooses cannot be seen")
     model.add_outputs(list(outputs))
+    return _compiled(model, counted=bool(outputs))
+
+
+def _compiled(model: Any, *, counted: bool) -> Any:
+    import openvino
+
     try:
-        return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": bool(outputs)})
+        return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": counted})
     except RuntimeError as error:
         raise LoweringFailed(f"openvino {openvino.__version__} cannot compile the model: {one_line(error)}") from error
 

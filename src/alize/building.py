@@ -17,7 +17,7 @@ from alize.compilers import (
     normal_weights,
     weights_for,
 )
-from alize.drafting import draft_manifest, model_info, stored_as
+from alize.drafting import as_sliced, draft_manifest, model_info, stored_as
 from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions, check_gpu
 from alize.errors import ValidationFailed
 from alize.estimate import Estimate, estimate
@@ -127,6 +127,8 @@ def build(
         draft = draft_manifest(
             checkpoint, compiler, device=device, weights=job.weights, options=job.options, origin=job.resolved, text=job.text
         )
+        if expected.slices is not None:
+            draft = as_sliced(draft, compiler)
         if found := unfinished.begin(build_key(draft)):
             progress.note(found)
         mix = None if job.sample is None else plan_mix(checkpoint, job.weights, job.sample, unfinished.pieces, progress=progress)

@@ -58,7 +58,9 @@ class Probe(Protocol):
 
 
 class Slicer(Protocol):
-    """Module `alize.validate.slices_{target}`."""
+    """Module `alize.validate.slices_{target}`. What runs in slices says nothing of the options in `WHOLE`."""
+
+    WHOLE: "tuple[str, ...]"
 
     def open_slice(
         self,

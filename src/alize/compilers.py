@@ -14,6 +14,7 @@ from alize.errors import BackendUnavailable, UsageError
 from alize.nvidia import PACKAGES, Package
 from alize.optimize.quantisation import Quantisation
 from alize.runtimes.registry import BACKENDS, Backend
+from alize.runtimes.session import DEFAULT_CHUNK
 
 __all__ = [
     "COMPILERS",
@@ -130,9 +131,14 @@ class Compiler:
             ) from error
 
 
-# float32 arithmetic, also where the processor has bfloat16 units that OpenVINO would use by itself; keys and values
-# in float16, which shifting windows need: 8-bit caches lose by being moved.
-_OPENVINO: dict[str, str | int | bool] = {"inference_precision": "f32", "kv_cache_precision": "f16"}
+# float32 arithmetic, also where the processor has bfloat16 units that OpenVINO would use by itself. Paged attention forgets for
+# nothing, so that a window's cache needs no more slack than a chunk.
+_OPENVINO: dict[str, str | int | bool] = {
+    "attention": "paged",
+    "inference_precision": "f32",
+    "kv_cache_precision": "f16",
+    "slack": DEFAULT_CHUNK,
+}
 _OPENVINO_GPU: dict[str, str | int | bool] = {"inference_precision": "f16", "kv_cache_precision": "f16"}
 _EXACT = Configuration("exact", {"accuracy": True})
 

@@ -77,3 +77,14 @@ def draft_manifest(
         validation=Validation("device-validated", "partial", (), {}, (), {}),
         rebuild=f"alize build {named}{revision}{adapter} --target {compiler.target} --device {device} {chosen} -o FOLDER",
     )
+
+
+def as_sliced(draft: Manifest, compiler: Compiler) -> Manifest:
+    """The same with the configurations that a validation in slices of layers can vouch for."""
+    kept = [
+        dataclasses.replace(
+            one, options={name: value for name, value in one.options.items() if name not in compiler.slicer.WHOLE}
+        )
+        for one in draft.configurations
+    ]
+    return dataclasses.replace(draft, configurations=tuple(kept))

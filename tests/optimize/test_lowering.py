@@ -73,7 +73,7 @@ def test_structure(lowered: tuple[str, str, Path], tiny: Tiny) -> None:
         expected |= {"attention": "GroupQueryAttention", "norm_nodes": 5}
     else:
         expected |= {"attention": "ScaledDotProductAttention with state", "norm_nodes": 4}
-        expected |= {"paged_attention_windows": sorted(set(windows))}
+        expected |= {"paged_attention_windows": sorted(set(windows)), "paged_attention_nodes": 2}
     assert found == expected
 
 

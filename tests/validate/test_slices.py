@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from alize.artifact import Manifest
 from alize.compilers import compiler_for
-from alize.drafting import draft_manifest
+from alize.drafting import as_sliced, draft_manifest
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.optimize.openvino_slices import Slices
@@ -43,9 +43,12 @@ def lowered(tmp_path_factory: pytest.TempPathFactory) -> Lowered:
         folder.mkdir()
         draft = draft_manifest(checkpoint, compiler, device="cpu", weights="fp32")
         compiler.lowering.lower(export_hub(checkpoint), folder, weights="fp32", options=draft.target.options)
-        return folder, checkpoint, draft
+        return folder, checkpoint, as_sliced(draft, compiler)
 
     return make
+
+
+ONLY_WHOLE = ("paged_attention_nodes",)  # its paged form is run where all layers are
 
 
 def asked(checkpoint: Checkpoint, draft: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -92,7 +95,7 @@ def test_the_structure_is_seen_slice_by_slice(kind: str, target: str, lowered: L
     for slices in CUTS:
         cut = check(folder, draft.model, draft.target.options, slices=slices)
         assert cut.pop("compiled_in_slices") == [[first, stop - 1] for first, stop in slices]
-        assert cut == whole
+        assert cut == {name: found for name, found in whole.items() if name not in ONLY_WHOLE}
 
 
 @targets
@@ -104,7 +107,8 @@ def test_products_with_integers_are_seen_slice_by_slice(kind: str, target: str, 
     whole = lowering.check_structure(tmp_path, draft.model, options, weights="int4")
     cut = lowering.check_structure(tmp_path, draft.model, options, weights="int4", slices=CUTS[1])
     assert whole["integer_products"]
-    assert {name: found for name, found in cut.items() if name != "compiled_in_slices"} == whole
+    del cut["compiled_in_slices"]
+    assert cut == {name: found for name, found in whole.items() if name not in ONLY_WHOLE}
 
 
 def validated(folder: Path, checkpoint: Checkpoint, draft: Manifest, slices: Slices | None) -> Outcome:

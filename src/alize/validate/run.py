@@ -131,7 +131,7 @@ class _Validation:
         continuation = self._continuation(plan, tokens)
         coverage, forced = self._experts(references)
         findings += forced
-        if any(case.reasons and case.question == "compile fidelity" for case in self.cases):
+        if self._unlike():
             findings += self._locate(tokens[: (max(self.info.windows) or UNWINDOWED_SPAN) + 3], coverage)
         limits, reference = golden_budget(self.budget, self.draft.target.weights), Reference(self.checkpoint, weights=self.rule)
         replay = golden_replay(self.info, tokens, references, limits, reference=reference, progress=self.progress)
@@ -159,8 +159,8 @@ class _Validation:
     def _fidelity_and_runtime(self, plan: Plan, tokens: NDArray[np.int64], references: References) -> None:
         """Each case in accuracy mode against the reference, then as `load` runs it against accuracy mode.
 
-        The second half is not run where both are the same configuration, and where the device that `load` runs it on is not
-        here: what is lost there is judged by the golden prompts, at the first load.
+        The second half is not run where both are the same configuration, behind a first half that failed, and where the device
+        that `load` runs it on is not here: what is lost there is judged by the golden prompts, at the first load.
         """
         limit = fidelity_limit(references.floor, self.budget)
         options = dict(self.draft.configurations[0].options)
@@ -178,7 +178,7 @@ class _Validation:
             tolerance = self.budget.fidelity_factor * references.router_floor
             far = self._near_ties(plan, tokens, references, exact, self.compiler.accuracy, tolerance, judge_fidelity, limit)
             self.far += [str(choice) for choice in far[:1]]
-        if not differs:
+        if not differs or self._unlike():
             return
         lossy: list[NDArray[np.float32]] = []
         answers = self._answers(options, plan, tokens, references.kept)
@@ -193,6 +193,10 @@ class _Validation:
                 return judge_loss(figures, mean=mean, worst=self.budget.runtime_kl_max)
 
             self._near_ties(plan, tokens, references, lossy, options, tolerance, judge, self.budget.runtime_kl)
+
+    def _unlike(self) -> bool:
+        """Whether some case in accuracy mode does not say what the reference says: nothing else has to be known then."""
+        return any(case.reasons and case.question == "compile fidelity" for case in self.cases)
 
     def _answers(
         self, options: dict[str, str | int | bool], plan: Plan, tokens: NDArray[np.int64], kept: NDArray[np.int64]
@@ -222,7 +226,7 @@ class _Validation:
         self.cases.append(CaseEvidence(name, question, figures, mean, reasons, plan.edges))
 
     def _continuation(self, plan: Plan, tokens: NDArray[np.int64]) -> dict[str, str]:
-        if not plan.continuation or self.slices is not None:  # each token of it needs all layers
+        if not plan.continuation or self.slices is not None or self._unlike():  # in slices, each token of it needs all layers
             return {}
         self.progress.stage("greedy continuation")
         options = dict(self.compiler.accuracy if self.cross else self.draft.configurations[0].options)

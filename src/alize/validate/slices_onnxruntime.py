@@ -13,7 +13,9 @@ from alize.optimize.onnxruntime_slices import cut_layers
 from alize.optimize.widen import read_widened
 from alize.runtimes.onnxruntime_runner import MODEL_FILE, OnnxRuntimeRunner, session_options
 
-__all__ = ["open_slice"]
+__all__ = ["WHOLE", "open_slice"]
+
+WHOLE: tuple[str, ...] = ()
 
 
 def open_slice(

@@ -11,7 +11,9 @@ from alize.artifact.manifest import ModelInfo
 from alize.optimize.openvino_slices import HIDDEN, cut_layers
 from alize.runtimes.openvino_runner import MODEL_FILE, OpenVinoRunner, compile_properties
 
-__all__ = ["open_slice"]
+__all__ = ["WHOLE", "open_slice"]
+
+WHOLE = ("attention", "slack")
 
 
 def open_slice(
