@@ -40,7 +40,9 @@ def page(model: Any, info: ModelInfo) -> None:
     paged_attention_transformation(model, use_block_indices_inputs=_mixed(info))
     windows = [_window(node) for node in model.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"]
     if windows != list(info.windows):
-        raise ArtifactError(f"paged attention would run with the windows {windows}, the model's are {list(info.windows)}: build it again")
+        raise ArtifactError(
+            f"paged attention would run with the windows {windows}, the model's are {list(info.windows)}: build it again"
+        )
     head = model.output("logits").get_node().input_value(0).get_node()
     index = ops.parameter([-1], Type.i64, "logits_index")
     index.output(0).get_tensor().add_names({"logits_index"})
