@@ -12,8 +12,9 @@ from alize.runtimes.generate import Generation, GenerationOptions, generate
 from alize.runtimes.model import Model, load
 from alize.runtimes.prompt_lookup import PromptLookup
 from alize.runtimes.registry import BACKENDS, Backend
+from alize.runtimes.runner import Runner
 from alize.runtimes.sampling import SamplingOptions, sample
-from alize.runtimes.session import Runner, Session
+from alize.runtimes.session import Session
 from alize.runtimes.speculation import Drafter
 from alize.runtimes.text import StreamDecoder, Tokenizer
 

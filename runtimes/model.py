@@ -49,9 +49,8 @@ class Model:
             raise SessionClosed("this model is closed: load it again")
         if batch < 1:
             raise UsageError(f"batch {batch} must be at least 1")
-        session = Session(self._engine.runner(batch), self.info, batch=batch, chunk=self.limits.chunk, slack=self.limits.slack)
-        self._sessions.add(session)
-        return session
+        runner, limits = self._engine.runner(batch), self.limits
+        return Session(runner, self.info, batch=batch, chunk=limits.chunk, slack=limits.slack, family=self._sessions)
 
     def close(self) -> None:
         """Close every session and release the weights. May be called again."""

@@ -14,7 +14,8 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from alize.artifact.manifest import ModelInfo
 from alize.errors import ArtifactError
 from alize.runtimes.block_tables import Pool, Table
 from alize.runtimes.openvino_warm_up import biases, no_bias
+from alize.runtimes.runner import RunnerStep
 from alize.runtimes.taps import Taps
 
 __all__ = ["Answer", "PagedEngine", "PagedRunner", "RowStep", "page"]
@@ -249,6 +251,24 @@ class PagedRunner:
             first = keep - len(answer.logits) if keep else 0
             logits[b, first : first + len(answer.logits)] = answer.logits
         return logits
+
+    def step_together(self, steps: Sequence[RunnerStep]) -> list[NDArray[np.float32]]:
+        """See SharingRunner."""
+        runners = [cast(PagedRunner, step.runner) for step in steps]
+        asked = [
+            runner.prepare(step.tokens, step.lengths, step.positions, step.keep)
+            for runner, step in zip(runners, steps, strict=True)
+        ]
+        answers = iter(self._engine.run([row for rows in asked for row in rows]))
+        return [
+            runner.collect(list(islice(answers, len(rows))), step.lengths, step.keep)
+            for runner, step, rows in zip(runners, steps, asked, strict=True)
+        ]
+
+    def fork(self) -> "PagedRunner":
+        """See SharingRunner."""
+        with self._engine.lock:
+            return PagedRunner(self._engine, [tuple(table.shared() for table in row) for row in self._rows])
 
     def drop_last(self, n: int) -> None:
         """See Runner."""

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from alize.artifact.manifest import Manifest
 from alize.errors import BackendUnavailable, DeviceUnavailable
-from alize.runtimes.session import Runner
+from alize.runtimes.runner import Runner
 
 __all__ = ["BACKENDS", "Backend", "BackendModule", "Engine", "backend_module", "check_device"]
 

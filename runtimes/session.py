@@ -1,4 +1,4 @@
-"""Session: a sequence of tokens being read and written by one engine. Runner: what a back-end must implement for it.
+"""Session: a sequence of tokens being read and written by one engine, through a back-end's Runner.
 
 Session checks every argument, splits long appends into chunks, forgets what no layer can see any more and knows
 how far back it can go. Runner does what it is told: it checks nothing. So every back-end behaves the same.
@@ -25,63 +25,23 @@ bound on rewinding is the same, and the model's maximum position holds. Without 
 """
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alize.artifact.manifest import ModelInfo
 from alize.errors import ContextExceeded, RewindTooFar, SessionClosed, SessionError, TokenOutOfRange, UsageError
+from alize.runtimes.runner import Runner, RunnerStep, SharingRunner, run_together
 
-__all__ = ["DEFAULT_CHUNK", "Limits", "Runner", "Session", "session_limits"]
+__all__ = ["DEFAULT_CHUNK", "Limits", "Session", "session_limits"]
 
 DEFAULT_CHUNK = 512
-
-
-class Runner(Protocol):
-    """One state (the cached keys and values of B rows) on one engine. Session is its only caller and has checked all."""
-
-    def step(
-        self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], positions: NDArray[np.int64], keep: int
-    ) -> NDArray[np.float32]:
-        """Append lengths[b] tokens of tokens[B,S] to row b, the first at absolute position positions[b].
-
-        Rows are padded on the right with token 0. A row's length may be 0 (its chunks are used up while a longer row
-        goes on): nothing is appended to it. lengths.max() is S.
-
-        keep > 0, at most S: logits[B,keep,V], aligned on the right: [b,keep-1] belongs to the last new token of row b,
-            [b,keep-2] to the one before, and so on. What precedes a shorter row's first token is never read.
-        keep = 0: logits[B,S,V], aligned on the left like `tokens` and 0 behind a row's last token.
-        The array is the caller's: the runner doesn't write to it later.
-        """
-        ...
-
-    def drop_last(self, n: int) -> None:
-        """Every row forgets its last n tokens (n >= 1, and every row has that many cached), in every layer."""
-        ...
-
-    def evict(self, keep: int) -> None:
-        """Every sliding-window layer forgets all but the last `keep` cached positions of each row.
-
-        A row with fewer keeps what it has. keep may be 0 (a window of 1). Full-attention layers forget nothing.
-        """
-        ...
-
-    def cached(self) -> int:
-        """Cached positions of the longest row in the sliding-window layers (without any: in the full-attention ones)."""
-        ...
-
-    def reset(self) -> None:
-        """Forget everything; positions start at 0 again."""
-        ...
-
-    def close(self) -> None:
-        """Release the state. Called once, and nothing after it."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +74,12 @@ class Session:
     """B rows of tokens on one engine, appended to and rewound together. One thread at a time.
 
     runner: a fresh state for `batch` rows.   info: the model's sizes, windows and maximum position.
-    chunk, slack: see `session_limits`.
+    chunk, slack: see `session_limits`.   family: who closes this session closes those that are forked of it, too.
     """
 
-    def __init__(self, runner: Runner, info: ModelInfo, *, batch: int, chunk: int, slack: int) -> None:
+    def __init__(
+        self, runner: Runner, info: ModelInfo, *, batch: int, chunk: int, slack: int, family: "WeakSet[Session] | None" = None
+    ) -> None:
         limits = session_limits(info, {"chunk": chunk, "slack": slack})
         if batch < 1:
             raise UsageError(f"batch {batch} must be at least 1")
@@ -126,6 +88,8 @@ class Session:
         self._bounded = 0 in info.windows
         self._positions = np.zeros(batch, np.int64)
         self._cached = np.zeros(batch, np.int64)
+        self._family: WeakSet[Session] = WeakSet() if family is None else family
+        self._family.add(self)
         self._lock = threading.Lock()
         self._closed = False
         self._torn = False
@@ -183,6 +147,62 @@ class Session:
             checked, counts = self._check(tokens, lengths, keep)
             with self._tearing():
                 return self._append(checked, counts, keep)
+
+    @staticmethod
+    def append_together(sessions: "Sequence[Session]", tokens: Sequence[ArrayLike]) -> list[NDArray[np.float32]]:
+        """One step of several sessions of one model: tokens[i] [B,S] for sessions[i], S at most `limits.chunk`. Returns for each
+        the logits of its last token, float32 [B,V].
+
+        What `append` of each would say, in one run of an engine that can do that (paged attention), else one after the other.
+        Raises what `append` raises, and none of the sessions is changed then.
+        """
+        with ExitStack() as stack:
+            for session in sessions:
+                stack.enter_context(session._entered())
+            checked = [session._check(part, None, 1) for session, part in zip(sessions, tokens, strict=True)]
+            for session, (part, _) in zip(sessions, checked, strict=True):
+                if part.shape[1] > session.limits.chunk:
+                    raise SessionError(
+                        f"a step of {part.shape[1]} tokens is more than the chunk of {session.limits.chunk}: append it in parts"
+                    )
+            for session, (_, counts) in zip(sessions, checked, strict=True):
+                stack.enter_context(session._tearing())
+                session._make_room(counts)
+            logits = run_together(
+                [
+                    RunnerStep(session._runner, part, counts, session._positions.copy(), 1)
+                    for session, (part, counts) in zip(sessions, checked, strict=True)
+                ]
+            )
+            for session, (_, counts) in zip(sessions, checked, strict=True):
+                session._advance(counts)
+            return [one[:, -1] for one in logits]
+
+    def check(self, tokens: ArrayLike) -> None:
+        """Raises what `append` of tokens[B,S] would raise now, and changes nothing."""
+        with self._entered():
+            self._check(tokens, None, 1)
+
+    def fork(self) -> "Session":
+        """A new session that holds what this one holds; what is cached is shared until one of them changes it.
+
+        Raises SessionError where the back-end, or its configuration, cannot share a cache.
+        """
+        with self._entered():
+            self._check_whole()
+            if not isinstance(self._runner, SharingRunner):
+                raise SessionError("this configuration cannot share a cache between sessions: one with attention=paged can")
+            limits = self._limits
+            twin = Session(
+                self._runner.fork(),
+                self._info,
+                batch=self.batch,
+                chunk=limits.chunk,
+                slack=limits.slack,
+                family=self._family,
+            )
+            twin._positions, twin._cached = self._positions.copy(), self._cached.copy()
+            return twin
 
     def rewind(self, n: int) -> None:
         """Drop the last n tokens of every row. Raises RewindTooFar when n > rewindable, SessionError when n < 0."""
@@ -294,14 +314,20 @@ class Session:
         return kept
 
     def _step(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], keep: int) -> NDArray[np.float32]:
+        self._make_room(lengths)
+        logits = self._runner.step(np.ascontiguousarray(tokens), lengths, self._positions.copy(), keep)
+        assert logits.shape == (self.batch, keep, self._info.vocab_size), f"the runner returned logits of shape {logits.shape}"
+        self._advance(lengths)
+        return logits
+
+    def _make_room(self, lengths: NDArray[np.int64]) -> None:
         if self._limits.capacity is not None and int((self._cached + lengths).max()) > self._limits.capacity:
             self._runner.evict(self._window - 1)
             self._cached = np.minimum(self._cached, self._window - 1)
-        logits = self._runner.step(np.ascontiguousarray(tokens), lengths, self._positions.copy(), keep)
-        assert logits.shape == (self.batch, keep, self._info.vocab_size), f"the runner returned logits of shape {logits.shape}"
+
+    def _advance(self, lengths: NDArray[np.int64]) -> None:
         self._positions += lengths
         self._cached += lengths
-        return logits
 
 
 def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from alize.runtimes.session import Runner
+from alize.runtimes.runner import Runner
 
 __all__ = ["TappedRunner", "Taps", "with_outputs"]
 

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from alize.artifact.manifest import ModelInfo
 from alize.runtimes.fake import FakeRunner
 from alize.runtimes.openvino_paged import PagedEngine
-from alize.runtimes.session import Runner
+from alize.runtimes.runner import Runner
 
 VOCABULARY = 61
 MAX_POSITIONS = 64  # binds the layouts with full attention only

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from alize.errors import ContextExceeded, RewindTooFar
+from alize.errors import ContextExceeded, RewindTooFar, SessionError, TokenOutOfRange
 from alize.nvidia import PACKAGES
 from alize.runtimes.generate import GenerationOptions, generate
 from alize.runtimes.registry import BACKENDS
-from alize.runtimes.session import Runner, Session, session_limits
+from alize.runtimes.runner import Runner, SharingRunner
+from alize.runtimes.session import Session, session_limits
 from tests.runtimes.backends import MAX_POSITIONS, SUBJECTS, VOCABULARY, Subject
 from tests.runtimes.drafters import Oracle
 
@@ -223,6 +224,51 @@ def test_sessions_of_one_engine_do_not_meet(subject: Subject) -> None:
             b = right.append(other[None, start : start + 4], keep=0)[0]
     assert_same(subject, a, alone(subject, one)[-4:])
     assert_same(subject, b, alone(subject, other)[-4:])
+
+
+def test_steps_together_are_steps_alone(subject: Subject) -> None:
+    """Of sessions at different positions and with steps of different lengths, past the window in each at another moment."""
+    rows = [tokens(30, seed=seed) for seed in (50, 51, 52)]
+    expected = [alone(subject, row) for row in rows]
+    ends = [0, 0, 0]
+    sessions = [session(subject) for _ in rows]
+    for sizes in ((4, 1, 2), (4, 4, 1), *([(1, 3, 2)] * 5), *([(1, 1, 1)] * 3)):
+        parts = [row[None, end : end + size] for row, end, size in zip(rows, ends, sizes, strict=True)]
+        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+        for one, logits, end in zip(expected, Session.append_together(sessions, parts), ends, strict=True):
+            assert_same(subject, logits[0], one[end - 1])
+    for one in sessions:
+        one.close()
+
+
+def test_what_cannot_be_appended_together_changes_nothing(subject: Subject) -> None:
+    with session(subject) as left, session(subject) as right:
+        with pytest.raises(SessionError, match=f"a step of 5 tokens is more than the chunk of {CHUNK}: append it in parts"):
+            Session.append_together([left, right], [[[1]], [[1, 2, 3, 4, 5]]])
+        with pytest.raises(TokenOutOfRange):
+            Session.append_together([left, right], [[[1]], [[VOCABULARY]]])
+        assert left.position == right.position == 0
+        Session.append_together([left, right], [[[1]], [[2]]])
+        assert left.position == right.position == 1
+
+
+@pytest.mark.parametrize("size", [3, 32, 40])
+def test_a_fork_goes_on_by_itself(subject: Subject, size: int) -> None:
+    """What both hold lies in the same memory until one of them changes it: in the middle of a block and at its end."""
+    start, left, right = tokens(size, seed=60), tokens(9, seed=61), tokens(9, seed=62)
+    with session(subject) as first:
+        first.append(start[None])
+        if not isinstance(subject.runner(1), SharingRunner):
+            with pytest.raises(SessionError, match="cannot share a cache between sessions: one with attention=paged can"):
+                first.fork()
+            return
+        with first.fork() as second, second.fork() as third:
+            a, b = first.append(left[None], keep=0)[0], second.append(right[None], keep=0)[0]
+            third.rewind(2)
+            c = third.append(left[None], keep=0)[0]
+    assert_same(subject, a, alone(subject, np.concatenate([start, left]))[size:])
+    assert_same(subject, b, alone(subject, np.concatenate([start, right]))[size:])
+    assert_same(subject, c, alone(subject, np.concatenate([start[:-2], left]))[size - 2 :])
 
 
 def test_what_was_returned_stays(subject: Subject) -> None:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import ModelInfo
 from alize.runtimes.registry import Engine
-from alize.runtimes.session import Runner, Session
+from alize.runtimes.runner import Runner
+from alize.runtimes.session import Session
 from alize.runtimes.taps import TappedRunner
 from alize.validate.cases import Case
 
