@@ -9,7 +9,7 @@ EXTRAS := build,openvino,onnxruntime,dev
 # A strict editable install links every file there is: a folder's time changes when a file is added or removed.
 FOLDERS := $(shell find src models export optimize runtimes -type d -not -name __pycache__)
 
-.PHONY: help env test lint types demo clean-demo
+.PHONY: help env test lint types demo clean-demo peers bench
 .NOTPARALLEL:
 
 help:
@@ -47,6 +47,14 @@ demo/model/config.json: | env
 
 demo/%/manifest.json: demo/model/config.json
 	$(BIN)/alize build demo/model --target $* --output demo/$* > /dev/null # what it prints at the end, `inspect` prints again
+
+peers: ## what users would pick instead, in environments of their own (4 GB, llama.cpp is compiled)
+	PYTHON=$(PYTHON) JOBS=$(JOBS) benchmarks/peers/install
+
+# BENCH: options of both, as --models demo-int8, --work FOLDER
+bench: env peers ## alize beside them, alternately in one run: benchmarks/results/bench-*.json (see docs/benchmarks.md)
+	$(BIN)/python -m benchmarks.bench --prepare $(BENCH)
+	$(BIN)/python -m benchmarks.bench $(BENCH)
 
 clean-demo: ## forget the demo, so that `make demo` builds it again
 	rm -rf demo

@@ -8,11 +8,12 @@
         one layer of Mixtral-8x7B's size: 1, 32 and 256 tokens
 
 All that is compared runs alternately in one run; medians and quartiles are printed and kept in benchmarks/results/. `prefill`
-needs the environment that `ci/peers` makes in .peers/openvino. Checkpoints and graphs are kept in --work.
+needs the environment that `make peers` makes in .peers/openvino. Checkpoints and graphs are kept in --work.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from typing import Any
 from alize.models.demo_checkpoint import cache_dir, make_demo_checkpoint
 from benchmarks.make_checkpoint import SHAPES, write_checkpoint
 from benchmarks.measuring import Lowered, alternate, bandwidth, write_result
+from benchmarks.subjects.process import Server
 
 PEER = Path(".peers/openvino/bin/python")
 PROMPT = 256
@@ -139,15 +141,14 @@ class Rival:
     """openvino-genai in a process of its own, which waits between its turns."""
 
     def __init__(self, folder: Path, properties: dict[str, str]) -> None:
-        command = [str(PEER), str(Path(__file__).with_name("rival_openvino_genai.py")), str(folder), json.dumps(properties)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [str(PEER), "-m", "benchmarks.subjects.openvino_genai", str(folder), json.dumps(properties), "serve"]
+        self._server = Server(command, os.environ | {"PYTHONPATH": "."})
+        self._seed = 0
 
     def prefill(self) -> float:
-        """Seconds to the first token after PROMPT random ones."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{PROMPT}\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        """Seconds to the first token after PROMPT that it has not seen: it keeps the caches of those it has."""
+        self._seed += 1
+        return self._server.ask(PROMPT, 1, seed=self._seed)["first_token_seconds"]
 
 
 if __name__ == "__main__":

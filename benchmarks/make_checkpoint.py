@@ -47,6 +47,15 @@ _EXPERTS = {
 SHAPES: dict[str, dict[str, Any]] = {
     # config.json of mistralai/Mistral-7B-v0.1
     "mistral-7b": {**_MISTRAL, **_7B, "max_position_embeddings": 32768, "rope_theta": 1e4, "sliding_window": 4096},
+    # mistralai/Mistral-7B-v0.3
+    "mistral-7b-v0.3": {
+        **_MISTRAL,
+        **_7B,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "vocab_size": 32768,
+    },
     # mistralai/Mistral-Nemo-Base-2407
     "nemo-12b": {
         **_MISTRAL,

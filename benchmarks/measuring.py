@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from alize.runtimes.processor import processor_name
 from alize.runtimes.registry import backend_module
 from alize.runtimes.session import Session, session_limits
 
-__all__ = ["Lowered", "alternate", "bandwidth", "machine", "summaries", "write_result"]
+__all__ = ["Lowered", "alternate", "bandwidth", "machine", "rounds_of", "summaries", "write_result"]
+
+Found = TypeVar("Found")
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -55,18 +57,28 @@ class Lowered:
 
 
 def alternate(subjects: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[str, dict[str, float]]:
-    """Calls each in turn, `rounds` times over; each returns what it measured. Medians, quartiles and the paired ratios' medians.
+    """Of numbers: medians, quartiles and the paired ratios' medians of `rounds_of`."""
+    return summaries(rounds_of(subjects, rounds=rounds))
+
+
+def rounds_of(
+    subjects: Mapping[str, Callable[[], Found]], *, rounds: int, seconds: float = float("inf"), least: int = 1
+) -> dict[str, list[Found]]:
+    """Calls each in turn, `rounds` times over, but not again where so many seconds are spent after `least` rounds.
 
     Machines are shared and drift: only what was measured alternately in one run may be compared. Each round begins with another
     subject, so that none has always the same one before it.
     """
-    found: dict[str, list[float]] = {name: [] for name in subjects}
+    found: dict[str, list[Found]] = {name: [] for name in subjects}
     names = list(subjects)
+    began = time.monotonic()
     for number in range(rounds):
-        first = number % len(names)
+        if number >= least and time.monotonic() - began > seconds:
+            break
+        first = number % max(len(names), 1)
         for name in names[first:] + names[:first]:
             found[name].append(subjects[name]())
-    return summaries(found)
+    return found
 
 
 def summaries(found: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -112,9 +124,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, result: dict[str, Any]) -> None:
-    """Prints the result and keeps it as benchmarks/results/NAME.json."""
+def write_result(name: str, result: dict[str, Any], *, folder: Path | None = None) -> None:
+    """Prints the result and keeps it as benchmarks/results/NAME.json, or in another folder."""
     text = json.dumps({**result, "machine": machine()}, indent=2)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(text)

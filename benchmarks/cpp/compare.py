@@ -3,7 +3,7 @@
     benchmarks/cpp/prepare FOLDER                       builds libalize, the program decode, and the demo model's int8 artifact
     python -m benchmarks.cpp.compare FOLDER             five minutes at most; keeps benchmarks/results/cpp.json
 
-`prepare` and `ci/peers` make what is needed: openvino-genai is left out where .peers/openvino isn't there. Decoding is timed in
+`prepare` and `make peers` make what is needed: openvino-genai is left out where .peers/openvino isn't there. Decoding is timed in
 processes that stay: seconds between the first and the last of NEW tokens, for one, and what all threads computed meanwhile, which
 other work on the machine hardly changes. Cold starts are timed from the start of a process to its first token, the device's
 verdict known and the files in the page cache. Memory beyond the weights is what is resident after decoding,
@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpp.process import Server, once
 from benchmarks.measuring import alternate, bandwidth, summaries, write_result
+from benchmarks.subjects.process import Server, once
 
 PEER = Path(".peers/openvino/bin/python")
 PROMPT, NEW, TOGETHER = 32, 48, 8
@@ -45,10 +45,10 @@ class Bench:
         self.manifest: dict[str, Any] = json.loads((artifact / "manifest.json").read_text())
         self.commands = {
             "C++": [str(folder / "decode"), str(artifact)],
-            "Python": [sys.executable, "-m", "benchmarks.cpp.session", str(artifact)],
+            "Python": [sys.executable, "-m", "benchmarks.subjects.alize_session", str(artifact)],
         }
         if peer.exists():
-            genai = [str(peer), "-m", "benchmarks.cpp.genai", str(artifact)]
+            genai = [str(peer), "-m", "benchmarks.subjects.openvino_genai", str(artifact)]
             self.commands["openvino-genai, its defaults"] = [*genai, "{}"]
             self.commands["openvino-genai, our settings"] = [*genai, json.dumps(self._settings())]
 
@@ -59,7 +59,7 @@ class Bench:
             "what": f"{self.manifest['source']['architecture']}, weights {self.manifest['target']['weights']}, prompt {PROMPT}",
             "bandwidth_gb_s": round(bandwidth() / 1e9, 1),
             "seconds_to_first_token": self._cold(),
-            "seconds_of_the_first_load_ever": round(first["first_token_seconds"], 2),
+            "seconds_of_the_first_load_ever": round(first["cold_start_seconds"], 2),
             **self._decoding(),
             "libraries_mb": self._sizes(),
         }
@@ -75,7 +75,7 @@ class Bench:
 
     def _cold(self) -> dict[str, Any]:
         def start(command: list[str]) -> Callable[[], float]:
-            return lambda: once([*command, "cold", str(PROMPT)], self.environment)["first_token_seconds"]
+            return lambda: once([*command, "cold", str(PROMPT)], self.environment)["cold_start_seconds"]
 
         return alternate({name: start(command) for name, command in self.commands.items()}, rounds=max(3, self.rounds // 5))
 

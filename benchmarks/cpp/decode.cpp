@@ -1,8 +1,8 @@
 // What compare.py measures of libalize. Each answer is one line of JSON.
 //     decode ARTIFACT cold PROMPT         the first token, and memory then; whoever started it takes the time
-//     decode ARTIFACT serve               for every line PROMPT NEW SESSIONS on stdin: that many sessions at once over
-//     one
-//                                         model, each with PROMPT tokens and NEW greedy ones; seconds and memory
+//     decode ARTIFACT serve               for every line PROMPT NEW SESSIONS SEED on stdin: that many sessions at once
+//                                         over one model, each with PROMPT tokens and NEW greedy ones; seconds and
+//                                         memory
 #include <algorithm>
 #include <alize/alize.hpp>
 #include <chrono>
@@ -38,56 +38,59 @@ void say(const std::string &figures) {
     std::fflush(stdout);
 }
 
-std::vector<int64_t> prompt(const alize::Model &model, int64_t size) {
+// process.py's prompt_tokens.
+std::vector<int64_t> prompt(const alize::Model &model, int64_t size, int64_t seed) {
     std::vector<int64_t> found;
-    for (int64_t i = 0; i < size; i++) found.push_back((7 * i + 11) % model.info().vocab_size);
+    for (int64_t i = 0; i < size; i++) found.push_back((7 * i + 101 * seed + 11) % model.info().vocab_size);
     return found;
 }
 
-// Of one of the tokens behind the first one: seconds that pass, and seconds that all threads compute.
+// Seconds to the first token; of one of the tokens behind it the seconds that pass, and that all threads compute.
 struct Token {
-    double seconds, processor_seconds;
+    double first, seconds, processor_seconds;
 };
 
-Token decode(const alize::Model &model, int64_t size, int64_t count) {
+Token decode(const alize::Model &model, int64_t size, int64_t count, int64_t seed) {
+    const auto began = Clock::now();
     alize::Session session = model.session();
     alize::GenerationOptions options;
     options.max_new_tokens = count;
     int64_t done = 0;
     Clock::time_point first, last;
     std::clock_t first_processor = 0, last_processor = 0;
-    session.generate(prompt(model, size), options, [&](int64_t) {
+    session.generate(prompt(model, size, seed), options, [&](int64_t) {
         last = Clock::now(), last_processor = std::clock();
         if (++done == 1) first = last, first_processor = last_processor;
         return true;
     });
     const auto rest = static_cast<double>(std::max<int64_t>(done - 1, 1));
-    return {between(first, last) / rest, static_cast<double>(last_processor - first_processor) / CLOCKS_PER_SEC / rest};
+    return {between(began, first), between(first, last) / rest,
+            static_cast<double>(last_processor - first_processor) / CLOCKS_PER_SEC / rest};
 }
 
 void cold(const char *artifact, int64_t size) {
     const auto began = Clock::now();
     const alize::Model model = alize::Model::load(artifact);
     const double loaded = between(began, Clock::now());
-    decode(model, size, 1);
+    decode(model, size, 1, 0);
     say("\"load_seconds\": " + std::to_string(loaded));
 }
 
 void serve(const char *artifact) {
     const alize::Model model = alize::Model::load(artifact);
-    for (int64_t size = 0, count = 0, sessions = 0; std::cin >> size >> count >> sessions;) {
+    for (int64_t size = 0, count = 0, sessions = 0, seed = 0; std::cin >> size >> count >> sessions >> seed;) {
         const auto started = Clock::now();
-        Token each = {0, 0};  // of a single session
+        Token each = {0, 0, 0};  // of a single session
         if (sessions == 1) {
-            each = decode(model, size, count);
+            each = decode(model, size, count, seed);
         } else {
             std::vector<std::thread> threads;
-            for (int64_t i = 0; i < sessions; i++) threads.emplace_back([&] { decode(model, size, count); });
+            for (int64_t i = 0; i < sessions; i++) threads.emplace_back([&] { decode(model, size, count, seed); });
             for (std::thread &thread : threads) thread.join();
         }
         const double all = between(started, Clock::now());
-        say("\"token_seconds\": " + std::to_string(each.seconds) +
-            ", \"token_processor_seconds\": " + std::to_string(each.processor_seconds) +
+        say("\"first_token_seconds\": " + std::to_string(each.first) + ", \"token_seconds\": " +
+            std::to_string(each.seconds) + ", \"token_processor_seconds\": " + std::to_string(each.processor_seconds) +
             ", \"tokens_per_second\": " + std::to_string(static_cast<double>(sessions * count) / all));
     }
 }

@@ -1,0 +1,81 @@
+"""alize and the engines that users would pick instead, measured alternately on the same weights. From the repository's root:
+
+    make peers                                            the rivals, in environments of their own (.peers/)
+    python -m benchmarks.bench --prepare                  every subject's form of every model, with what making it took
+    python -m benchmarks.bench                            measures; writes benchmarks/results/bench-MODEL.json, table and plots
+    python -m benchmarks.bench --quick --models demo-int8 does everything work? figures of no use
+    python -m benchmarks.bench --tables                   table and plots from the results that are there
+
+Checkpoints and what was made of them are kept in --work. Nothing is converted while measuring.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.bench.measure import Effort, Measuring
+from benchmarks.bench.models import MODELS, BenchModel, chosen
+from benchmarks.bench.prepare import prepare
+from benchmarks.bench.subjects import SUBJECTS, Subject
+from benchmarks.bench.tables import write_tables
+from benchmarks.measuring import write_result
+
+QUICK = Effort(rounds=2, seconds=0, least=1, new=8, lengths=(16, 64))
+
+
+def main() -> None:
+    options = parsed()
+    if options.tables:
+        write_tables()
+        return
+    models = chosen(options.models)
+    subjects = [SUBJECTS[name] for name in options.subjects] or [subject for subject in SUBJECTS.values() if subject.usual]
+    there = [subject for subject in subjects if subject.needs.exists()]
+    for subject in subjects:
+        if subject not in there:
+            print(f"{subject.name} is left out: {subject.needs} is missing, `make peers` makes it", file=sys.stderr)
+    if options.prepare:
+        for model in models:
+            prepare_all(options.work, model, there, again=options.again)
+        return
+    effort = QUICK if options.quick else Effort(rounds=options.rounds, seconds=60 * options.minutes)
+    for model in models:
+        print(f"{model.name}: {model.title}, {model.weights}", file=sys.stderr, flush=True)
+        began = time.monotonic()
+        result = Measuring(options.work, model, there, effort, threads=options.threads).run()
+        result["measured_in_seconds"] = round(time.monotonic() - began)
+        write_result(f"bench-{model.name}{'.quick' if options.quick else ''}", result, folder=options.results)
+    if not options.quick:
+        write_tables()
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=[], help="(default: all that are usual)")
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=[], help="(default: all that are usual)")
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="checkpoints and forms (default: build/bench)")
+    parser.add_argument("--rounds", type=int, default=15, help="of each measurement, at most (default: 15)")
+    parser.add_argument(
+        "--minutes", type=float, default=2.5, help="of measuring a model, but for starting its subjects (default: 2.5)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="processors that every subject sees (default: 2)")
+    parser.add_argument("--results", type=Path, help="another folder than benchmarks/results")
+    parser.add_argument("--quick", action="store_true", help="two short rounds: does everything work?")
+    parser.add_argument("--prepare", action="store_true", help="convert what is not converted yet, and measure nothing")
+    parser.add_argument("--again", action="store_true", help="with --prepare: convert also what is there")
+    parser.add_argument("--tables", action="store_true", help="only table and plots, from the results that are there")
+    return parser.parse_args()
+
+
+def prepare_all(work: Path, model: BenchModel, subjects: list[Subject], *, again: bool) -> None:
+    for subject in subjects:
+        record = prepare(work, model, subject, again=again)
+        seconds = sum(step["seconds"] for step in record["steps"])
+        peak = max((step["peak_mb"] for step in record["steps"]), default=0)
+        outcome = record["failed"] or f"{record['size_mb']:.0f} MB"
+        print(f"{model.name}, {subject.name}: {seconds:.0f} s, peak {peak:.0f} MB, {outcome}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
