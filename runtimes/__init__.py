@@ -8,6 +8,7 @@ with model.session() as session:
     print(stream.flush())
 """
 
+from alize.runtimes.assistant import AssistantModel, SessionDrafter
 from alize.runtimes.generate import Generation, GenerationOptions, generate
 from alize.runtimes.model import Model, load
 from alize.runtimes.prompt_lookup import PromptLookup
@@ -20,6 +21,7 @@ from alize.runtimes.text import StreamDecoder, Tokenizer
 
 __all__ = [
     "BACKENDS",
+    "AssistantModel",
     "Backend",
     "Drafter",
     "Generation",
@@ -29,6 +31,7 @@ __all__ = [
     "Runner",
     "SamplingOptions",
     "Session",
+    "SessionDrafter",
     "StreamDecoder",
     "Tokenizer",
     "generate",

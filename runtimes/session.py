@@ -134,6 +134,14 @@ class Session:
         rows = np.where(evicted, self._cached - (self._window - 1), self._positions)
         return max(0, int(rows.min()))
 
+    @property
+    def headroom(self) -> int | None:
+        """How many more tokens can be appended before a sliding window forgets any; None where nothing ever is forgotten.
+
+        Until then all that is appended can be rewound, whatever steps it comes in; then `rewindable` falls.
+        """
+        return None if self._limits.capacity is None else self._limits.capacity - int(self._cached.max())
+
     def append(self, tokens: ArrayLike, *, lengths: ArrayLike | None = None, keep: int = 1) -> NDArray[np.float32]:
         """Append tokens[B,S] (integers) and return the logits of the last `keep` of each row: float32[B,keep,V].
 

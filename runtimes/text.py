@@ -40,6 +40,11 @@ class Tokenizer:
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
         return template if isinstance(template, str) else None
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's text, as the tokenizer spells it, and its number."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str, *, special_tokens: bool = True) -> NDArray[np.int64]:
         """int64[S]; with special_tokens those that the model expects around a raw prompt (BOS, often) are added."""
         return np.array(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids, np.int64)
