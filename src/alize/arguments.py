@@ -192,6 +192,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0 is off (the default)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed draws the same tokens (default: 0)")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text (may be repeated)")
+    drafter = group.add_mutually_exclusive_group()
+    drafter.add_argument(
+        "--prompt-lookup-num-tokens", type=int, metavar="N", help="check up to N tokens a step, guessed from the text before"
+    )
+    drafter.add_argument(
+        "--assistant-model", type=Path, metavar="ARTIFACT", help="check tokens that a smaller model with this tokenizer guesses"
+    )
+    group.add_argument("--num-assistant-tokens", type=int, default=5, metavar="N", help="so many at a time at most (default: 5)")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from alize.errors import AlizeError
 from alize.runtimes.generate import GenerationOptions, generate
 from alize.runtimes.model import Model
 from alize.runtimes.session import Session
+from alize.runtimes.speculation import Drafter
 
 __all__ = ["Answer", "Conversation", "Summary", "answer"]
 
@@ -20,6 +21,7 @@ class Summary:
     """One answer. `prompt_seconds` runs to the first new token, `seconds` from there to the last.
 
     finish_reason: "stop" (an end token), "stop_string", "length", "context" (no position left) or "interrupted".
+    drafted_tokens, accepted_tokens: of a drafter, None without one.
     """
 
     finish_reason: str
@@ -27,12 +29,15 @@ class Summary:
     new_tokens: int
     prompt_seconds: float
     seconds: float
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
 
     def line(self) -> str:
         """The summary for people."""
         rate = f", {(self.new_tokens - 1) / self.seconds:.1f} tokens/s" if self.new_tokens > 1 and self.seconds > 0 else ""
         prompt = f"{self.prompt_tokens} prompt tokens in {self.prompt_seconds:.2f} s"
-        return f"{prompt}, {self.new_tokens} new in {self.seconds:.2f} s{rate} ({self.finish_reason})"
+        drafts = "" if self.drafted_tokens is None else f", {self.accepted_tokens} of {self.drafted_tokens} drafted ones accepted"
+        return f"{prompt}, {self.new_tokens} new in {self.seconds:.2f} s{rate}{drafts} ({self.finish_reason})"
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,17 @@ class Conversation:
     tokens spell (a stop string cut it, it holds special tokens), the session is reset and reads the conversation again.
     """
 
-    def __init__(self, model: Model, session: Session, options: GenerationOptions, *, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        session: Session,
+        options: GenerationOptions,
+        *,
+        stop: Sequence[str] = (),
+        drafter: Drafter | None = None,
+    ) -> None:
         self._model, self._session, self._options, self._stop = model, session, options, tuple(stop)
+        self._drafter = drafter
         self._messages: list[dict[str, str]] = []
         self._spelt = ""  # the text of the session's tokens and of the unread one
         self._unread: list[int] = []
@@ -68,7 +82,14 @@ class Conversation:
         before = self._session.position
         try:
             done = answer(
-                self._model, self._session, tokens, self._options, stop=self._stop, write=write, interrupted=interrupted
+                self._model,
+                self._session,
+                tokens,
+                self._options,
+                stop=self._stop,
+                drafter=self._drafter,
+                write=write,
+                interrupted=interrupted,
             )
         except AlizeError:
             self._spelt = spelt if before and self._session.position == before else ""
@@ -90,6 +111,8 @@ class Conversation:
             rest = encode(rendered[len(self._spelt) :], special_tokens=False)
             return np.concatenate([np.array(self._unread, np.int64), rest])
         self._session.reset()
+        if self._drafter is not None:
+            self._drafter.reset()
         return encode(rendered, special_tokens=False)
 
 
@@ -100,6 +123,7 @@ def answer(
     options: GenerationOptions,
     *,
     stop: Sequence[str] = (),
+    drafter: Drafter | None = None,
     write: Callable[[str], None],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Answer:
@@ -109,7 +133,7 @@ def answer(
     """
     options = replace(options, stop_token_ids=(*options.stop_token_ids, *model.info.eos_token_ids))
     stream = model.tokenizer.stream(stop=stop)
-    generation = generate(session, tokens[None], options)
+    generation = generate(session, tokens[None], options, drafter=drafter)
     pieces: list[str] = []
 
     def say(piece: str) -> None:
@@ -129,12 +153,19 @@ def answer(
         if stream.stopped is not None or interrupted():
             reason = "stop_string" if stream.stopped is not None else "interrupted"
             break
+    generation.close()
     if reason != "stop_string":
         say(stream.flush())
         reason = "stop_string" if stream.stopped is not None else generation.finish_reasons[0] or reason
     seconds = time.perf_counter() - first
     summary = Summary(
-        finish_reason=reason, prompt_tokens=len(tokens), new_tokens=len(new), prompt_seconds=first - began, seconds=seconds
+        finish_reason=reason,
+        prompt_tokens=len(tokens),
+        new_tokens=len(new),
+        prompt_seconds=first - began,
+        seconds=seconds,
+        drafted_tokens=None if drafter is None else generation.drafted,
+        accepted_tokens=None if drafter is None else generation.accepted,
     )
     shown = [token for token in new if token not in options.stop_token_ids]
     unread = new[-1:] if new[-1:] == shown[-1:] else []

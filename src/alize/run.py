@@ -14,8 +14,11 @@ from typing import Any, TextIO
 from alize.conversation import Conversation, Summary, answer
 from alize.errors import AlizeError, UsageError
 from alize.inspect_artifact import verdict_line
+from alize.runtimes.assistant import AssistantModel
 from alize.runtimes.generate import GenerationOptions
 from alize.runtimes.model import Model, load
+from alize.runtimes.prompt_lookup import PromptLookup
+from alize.runtimes.speculation import Drafter
 
 __all__ = ["chat", "run"]
 
@@ -24,11 +27,11 @@ def run(options: argparse.Namespace, out: TextIO) -> None:
     """Continues `options.prompt` once. Raises what `load`, `generate` and the tokenizer raise."""
     settings = _settings(options)
     prompt = _prompt(options.prompt)
-    with _loaded(options) as model, model.session() as session:
+    with _loaded(options) as model, model.session() as session, _drafter(options, model) as drafter:
         tokenizer = model.tokenizer
         tokens = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if options.chat else tokenizer.encode(prompt)
         write = _Writer(out, machine=options.json)
-        done = answer(model, session, tokens, settings, stop=options.stop, write=write.text)
+        done = answer(model, session, tokens, settings, stop=options.stop, drafter=drafter, write=write.text)
         write.end(done.summary, quiet=options.quiet)
 
 
@@ -36,8 +39,8 @@ def chat(options: argparse.Namespace, out: TextIO) -> None:
     """Reads turns from stdin until /exit or its end. A refused turn ends the program only where nobody sits at a terminal."""
     settings = _settings(options)
     terminal = sys.stdin.isatty()
-    with _loaded(options) as model, model.session() as session:
-        conversation = Conversation(model, session, settings, stop=options.stop)
+    with _loaded(options) as model, model.session() as session, _drafter(options, model) as drafter:
+        conversation = Conversation(model, session, settings, stop=options.stop, drafter=drafter)
         write = _Writer(out, machine=options.json)
         for turn in _turns(terminal=terminal):
             if turn == "/exit":
@@ -68,7 +71,7 @@ class _Writer:
 
     def end(self, summary: Summary, *, quiet: bool, newline: bool = False) -> None:
         if self._machine:
-            self._out.write(_line({"end": asdict(summary)}))
+            self._out.write(_line({"end": {name: value for name, value in asdict(summary).items() if value is not None}}))
         elif newline or self._out.isatty():
             self._out.write("\n")  # a pipe gets the model's text to the letter
         self._out.flush()
@@ -94,6 +97,20 @@ def _loaded(options: argparse.Namespace) -> Iterator[Model]:
         if not options.quiet:
             print(f"alize: {verdict_line(options.artifact, model.manifest)}", file=sys.stderr, flush=True)
         yield model
+
+
+@contextlib.contextmanager
+def _drafter(options: argparse.Namespace, model: Model) -> Iterator[Drafter | None]:
+    if options.prompt_lookup_num_tokens is not None:
+        yield PromptLookup(num_tokens=options.prompt_lookup_num_tokens)
+    elif options.assistant_model is not None:
+        with (
+            load(options.assistant_model, device=options.device, verify=options.verify) as assistant,
+            AssistantModel(assistant, model, num_tokens=options.num_assistant_tokens) as drafter,
+        ):
+            yield drafter
+    else:
+        yield None
 
 
 def _settings(options: argparse.Namespace) -> GenerationOptions:

@@ -85,11 +85,12 @@ def _make_fake(
     template: str | None = TEMPLATE,
     eos: tuple[int, ...] = (END,),
     backend: str = "fake",
+    letters: str = LETTERS,
 ) -> Path:
-    letters = [*SPECIAL, *LETTERS]
-    info = ModelInfo(len(windows), 4, 2, 8, 32, len(letters), tuple(windows), max_positions, 1, eos, 0, 0)
+    tokens = [*SPECIAL, *letters]
+    info = ModelInfo(len(windows), 4, 2, 8, 32, len(tokens), tuple(windows), max_positions, 1, eos, 0, 0)
     with Building(output) as building:
-        _write_tokenizer(building.folder, letters, template)
+        _write_tokenizer(building.folder, tokens, template)
         _write_golden(building.folder, info)
         manifest = Manifest(
             alize="0.1.0",

@@ -36,6 +36,13 @@ def test_run_has_the_names_that_transformers_users_know() -> None:
     assert (options.min_p, options.seed, options.stop) == (0.1, 3, ["x", "y"])
 
 
+def test_drafters_have_the_names_that_transformers_users_know() -> None:
+    options = parse(["run", "a", "p", "--prompt-lookup-num-tokens", "8"])
+    assert (options.prompt_lookup_num_tokens, options.assistant_model, options.num_assistant_tokens) == (8, None, 5)
+    options = parse(["chat", "a", "--assistant-model", "b", "--num-assistant-tokens", "3"])
+    assert (options.prompt_lookup_num_tokens, options.assistant_model, options.num_assistant_tokens) == (None, Path("b"), 3)
+
+
 def test_defaults_are_greedy_and_checked() -> None:
     options = parse(["run", "a", "p"])
     assert (options.temperature, options.top_k, options.top_p, options.min_p, options.seed) == (0, 0, 1, 0, 0)

@@ -14,6 +14,7 @@ import pytest
 
 from alize.conversation import Conversation
 from alize.errors import ContextExceeded
+from alize.runtimes.assistant import SessionDrafter
 from alize.runtimes.generate import GenerationOptions, generate
 from alize.runtimes.model import Model, load
 from alize.runtimes.session import Session
@@ -37,6 +38,10 @@ class Spy(Session):
         logits = super().append(tokens, lengths=lengths, keep=keep)
         self.read += np.asarray(tokens)[0].tolist()
         return logits
+
+    def rewind(self, n: int) -> None:
+        super().rewind(n)
+        del self.read[len(self.read) - n :]
 
     def reset(self) -> None:
         super().reset()
@@ -71,11 +76,17 @@ def by_hand(model: Model, turns: list[str], options: GenerationOptions) -> tuple
     return answers, [*ids.tolist(), *given[-1][:-1]], given
 
 
+def drafter(model: Model, *, drafts: bool) -> SessionDrafter | None:
+    """One that is always right."""
+    return SessionDrafter(model.session(), num_tokens=4) if drafts else None
+
+
+@pytest.mark.parametrize("drafts", [False, True])
 @pytest.mark.parametrize("end", [(), (2, *range(5, 20))])
-def test_a_session_reads_every_token_once(make_fake: MakeFake, tmp_path: Path, end: tuple[int, ...]) -> None:
+def test_a_session_reads_every_token_once(make_fake: MakeFake, tmp_path: Path, end: tuple[int, ...], drafts: bool) -> None:
     """With answers cut by their length (no end token at all) and with answers that end by themselves."""
     with load(make_fake(tmp_path / "other", eos=end)) as model, Spy(model) as session:
-        conversation = Conversation(model, session, TEN)
+        conversation = Conversation(model, session, TEN, drafter=drafter(model, drafts=drafts))
         said: list[str] = []
         turns = ["How are you?", "Why?", "I see. And then", "ok"]
         for turn in turns:
@@ -100,10 +111,11 @@ def test_reset_forgets(model: Model) -> None:
         assert session.read == by_hand(model, ["three"], TEN)[1]
 
 
-def test_a_stop_string_makes_the_next_turn_read_again(model: Model) -> None:
+@pytest.mark.parametrize("drafts", [False, True])
+def test_a_stop_string_makes_the_next_turn_read_again(model: Model, drafts: bool) -> None:
     first = by_hand(model, ["one"], TEN)[0][0]
     with Spy(model) as session:
-        conversation = Conversation(model, session, TEN, stop=[first[4:6]])
+        conversation = Conversation(model, session, TEN, stop=[first[4:6]], drafter=drafter(model, drafts=drafts))
         summary = conversation.ask("one", write=quiet)
         assert summary.finish_reason == "stop_string"
         pieces: list[str] = []
@@ -124,9 +136,11 @@ def test_a_template_that_rewrites_what_was_said(make_fake: MakeFake, tmp_path: P
         assert answers[0].upper() != answers[0]
 
 
-def test_an_interrupted_answer_stays_in_the_conversation(model: Model) -> None:
+@pytest.mark.parametrize("drafts", [False, True])
+def test_an_interrupted_answer_stays_in_the_conversation(model: Model, drafts: bool) -> None:
+    """Drafted tokens that nobody saw are no part of it."""
     with Spy(model) as session:
-        conversation = Conversation(model, session, TEN)
+        conversation = Conversation(model, session, TEN, drafter=drafter(model, drafts=drafts))
         pieces: list[str] = []
         summary = conversation.ask("one", write=pieces.append, interrupted=lambda: len(pieces) == 3)
         assert (summary.finish_reason, summary.new_tokens, len(pieces)) == ("interrupted", 3, 3)

@@ -51,6 +51,28 @@ def test_sampling_options_arrive(alize: Alize, artifact: Path) -> None:
     assert alize("run", artifact, "abc", *words[:-1], 6).out != text
 
 
+@pytest.mark.parametrize("sampling", [[], ["--temperature", 2.5, "--seed", 5]])
+def test_drafts_change_the_summary_alone(
+    alize: Alize, artifact: Path, make_fake: MakeFake, tmp_path: Path, sampling: list[Any]
+) -> None:
+    make_fake(tmp_path / "assistant")
+    words = ["run", artifact, "abc", "--max-new-tokens", 31, *sampling]
+    plain = alize(*words)
+    assisted = alize(*words, "--assistant-model", tmp_path / "assistant", "--num-assistant-tokens", 4)
+    assert assisted.out == plain.out == alize(*words, "--prompt-lookup-num-tokens", 8).out
+    assert re.search(r", (\d\d) of \1 drafted ones accepted \(length\)\n", assisted.err)  # it is the same model
+    assert "drafted" not in plain.err
+    end = alize(*words, "--assistant-model", tmp_path / "assistant", "--json").lines[-1]["end"]
+    assert end["drafted_tokens"] == end["accepted_tokens"] > 9
+
+
+def test_an_assistant_that_spells_otherwise_is_refused(alize: Alize, artifact: Path, make_fake: MakeFake, tmp_path: Path) -> None:
+    other = make_fake(tmp_path / "other", letters="abcdefghijklmnop")
+    ran = alize("run", artifact, "abc", "--assistant-model", other)
+    assert (ran.code, ran.out) == (2, "")
+    assert "the assistant's tokenizer is another one" in ran.err
+
+
 def test_chat_applies_the_template(alize: Alize, artifact: Path) -> None:
     ran = alize("run", artifact, "abc", "--chat", "--max-new-tokens", 20)
     assert ran.out == expected(artifact, "abc", chat=True, max_new_tokens=20)
@@ -166,6 +188,9 @@ def test_ctrl_c_is_130_and_keeps_what_was_said(make_fake: MakeFake, tmp_path: Pa
         (["abc", "--temperature", -1], 2, "temperature -1.0 must be 0 (greedy) or more"),
         (["abc", "--top-p", 0], 2, "top_p 0.0 must be"),
         (["abc", "--stop", ""], 2, "a stop string is empty"),
+        (["abc", "--prompt-lookup-num-tokens", 0], 2, "num_tokens 0 must be 1 or more"),
+        (["abc", "--prompt-lookup-num-tokens", 5, "--assistant-model", "x"], 2, "not allowed with argument"),
+        (["abc", "--assistant-model", "nowhere"], 6, "nowhere"),
         (["abc", "--expect", "0" * 64], 6, "not the pinned"),
         (["abc", "--expect", "12"], 2, "is not a digest"),
         (["abc", "--device", "npu"], 7, "no device 'npu'"),
