@@ -124,10 +124,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, result: dict[str, Any], *, folder: Path | None = None) -> None:
-    """Prints the result and keeps it as benchmarks/results/NAME.json, or in another folder."""
+def write_result(name: str, result: dict[str, Any], *, folder: Path | None = None, show: bool = True) -> None:
+    """Keeps the result as benchmarks/results/NAME.json, or in another folder, and prints it."""
     text = json.dumps({**result, "machine": machine()}, indent=2)
     folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    if show:
+        print(text)

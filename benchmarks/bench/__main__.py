@@ -10,6 +10,7 @@ Checkpoints and what was made of them are kept in --work. Nothing is converted w
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,17 +18,17 @@ from pathlib import Path
 from benchmarks.bench.measure import Effort, Measuring
 from benchmarks.bench.models import MODELS, BenchModel, chosen
 from benchmarks.bench.prepare import prepare
-from benchmarks.bench.subjects import SUBJECTS, Subject
-from benchmarks.bench.tables import write_tables
-from benchmarks.measuring import write_result
+from benchmarks.bench.subjects import SUBJECTS, Subject, rival_versions
+from benchmarks.bench.tables import model_tables, write_tables
+from benchmarks.measuring import RESULTS, write_result
 
-QUICK = Effort(rounds=2, seconds=0, least=1, new=8, lengths=(16, 64))
+QUICK = Effort(rounds=1, seconds=0, least=1, new=8, lengths=(16, 64))
 
 
 def main() -> None:
     options = parsed()
     if options.tables:
-        write_tables()
+        write_tables(options.results or RESULTS)
         return
     models = chosen(options.models)
     subjects = [SUBJECTS[name] for name in options.subjects] or [subject for subject in SUBJECTS.values() if subject.usual]
@@ -40,14 +41,19 @@ def main() -> None:
             prepare_all(options.work, model, there, again=options.again)
         return
     effort = QUICK if options.quick else Effort(rounds=options.rounds, seconds=60 * options.minutes)
+    folder = options.results or (options.work / "quick" if options.quick else RESULTS)
     for model in models:
         print(f"{model.name}: {model.title}, {model.weights}", file=sys.stderr, flush=True)
-        began = time.monotonic()
+        began, load = time.monotonic(), os.getloadavg()[0]
         result = Measuring(options.work, model, there, effort, threads=options.threads).run()
-        result["measured_in_seconds"] = round(time.monotonic() - began)
-        write_result(f"bench-{model.name}{'.quick' if options.quick else ''}", result, folder=options.results)
-    if not options.quick:
-        write_tables()
+        about = {
+            "load_before": round(load, 2),
+            "measured_in_seconds": round(time.monotonic() - began),
+            "rivals": rival_versions(),
+        }
+        write_result(f"bench-{model.name}", result | about, folder=folder, show=False)
+        print("\n".join(model_tables(model.name, result | about)), flush=True)
+    write_tables(folder)
 
 
 def parsed() -> argparse.Namespace:
@@ -61,7 +67,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=2, help="processors that every subject sees (default: 2)")
     parser.add_argument("--results", type=Path, help="another folder than benchmarks/results")
-    parser.add_argument("--quick", action="store_true", help="two short rounds: does everything work?")
+    parser.add_argument("--quick", action="store_true", help="a short round: does everything work? Kept in WORK/quick")
     parser.add_argument("--prepare", action="store_true", help="convert what is not converted yet, and measure nothing")
     parser.add_argument("--again", action="store_true", help="with --prepare: convert also what is there")
     parser.add_argument("--tables", action="store_true", help="only table and plots, from the results that are there")

@@ -10,6 +10,7 @@ COLOURS = {
     "alize, OpenVINO": "#0b7a75",
     "openvino-genai": "#7fa8c9",
     "openvino-genai, alize's artifact": "#b9cfe0",
+    "openvino-genai, CACHE_DIR": "#d5e2ec",
     "llama.cpp": "#d9a441",
     "alize, ONNX Runtime": "#3aa39d",
     "onnxruntime-genai": "#b58db6",
@@ -43,8 +44,12 @@ def _draw(
         figure = Figure(figsize=(3.6 * columns, 1.9 * rows + 0.4), layout="constrained")
         figure.suptitle(title, fontsize=10)
         panels = figure.subplots(rows, columns, squeeze=False).flat
-        for axes, (name, result) in zip(panels, results.items(), strict=False):
-            _panel(axes, name, result, figures(result), floor=floor)
+        subjects = [subject for subject in COLOURS if any(subject in figures(result) for result in results.values())]
+        for number, (axes, (name, result)) in enumerate(zip(panels, results.items(), strict=False)):
+            _panel(axes, subjects, figures(result), labelled=number % columns == 0)
+            axes.set_title(name, fontsize=8.5, loc="left")
+            if floor:
+                _mark_floor(axes, result)
         for axes in list(figure.axes)[len(results) :]:
             axes.set_visible(False)
         figure.savefig(file, metadata={"Date": None})
@@ -52,20 +57,26 @@ def _draw(
     file.write_text("\n".join(line.rstrip() for line in file.read_text().splitlines()) + "\n")
 
 
-def _panel(axes: Any, name: str, result: Result, found: Mapping[str, Mapping[str, float]], *, floor: bool) -> None:
-    subjects = [subject for subject in COLOURS if subject in found]
-    middles = [found[subject]["median"] for subject in subjects]
-    # of few runs a quartile may be extrapolated past the median
-    low = [max(middle - found[subject]["quartile_1"], 0) for middle, subject in zip(middles, subjects, strict=True)]
-    high = [max(found[subject]["quartile_3"] - middle, 0) for middle, subject in zip(middles, subjects, strict=True)]
-    axes.barh(subjects, middles, xerr=[low, high], color=[COLOURS[subject] for subject in subjects], ecolor="#444444", height=0.7)
-    for place, middle in enumerate(middles):
-        axes.text(0, place, f" {middle:.3g}", va="center", color="#111111")
-    if floor:
-        bound = result["bandwidth_gb_s"]["median"] * 1e9 / sum(result["floor"].values())
-        axes.axvline(bound, color="#444444", linestyle=":", linewidth=1)
-        axes.set_xlabel(f"dotted: memory bandwidth, {bound:.0f}", fontsize=7)
-    axes.set_title(f"{name}", fontsize=8.5, loc="left")
-    axes.invert_yaxis()
+def _panel(axes: Any, subjects: list[str], found: Mapping[str, Mapping[str, float]], *, labelled: bool) -> None:
+    """One bar a subject, none for those that this model has no figure of."""
+    there = [subject for subject in subjects if subject in found]
+    middles = [found[subject]["median"] for subject in there]
+    # of two runs a quartile may lie beyond the median
+    low = [max(found[subject]["median"] - found[subject]["quartile_1"], 0) for subject in there]
+    high = [max(found[subject]["quartile_3"] - found[subject]["median"], 0) for subject in there]
+    places = [subjects.index(subject) for subject in there]
+    axes.barh(places, middles, xerr=[low, high], color=[COLOURS[subject] for subject in there], ecolor="#444444", height=0.7)
+    for place, middle, more in zip(places, middles, high, strict=True):
+        axes.text(middle + more, place, f" {middle:.3g}", va="center", color="#111111")
+    axes.set_xlim(0, max((middle + more for middle, more in zip(middles, high, strict=True)), default=1) * 1.2)
+    axes.set_yticks(range(len(subjects)), subjects if labelled else [])
+    axes.set_ylim(len(subjects) - 0.5, -0.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _mark_floor(axes: Any, result: Result) -> None:
+    bound = result["bandwidth_gb_s"]["median"] * 1e9 / sum(result["floor"].values())
+    axes.axvline(bound, color="#444444", linestyle=":", linewidth=1)
+    axes.set_xlim(0, max(axes.get_xlim()[1], bound * 1.05))
+    axes.set_xlabel(f"dotted: all of the memory bandwidth, {bound:.0f}", fontsize=7)

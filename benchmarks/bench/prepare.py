@@ -19,7 +19,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 def environment(state: Path) -> dict[str, str]:
     """Of every subject: our packages, a state folder of its own, no network, and no thread count left over from a shell."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "OPENBLAS_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("_THREADS")}
     here = {"PYTHONPATH": ".", "ALIZE_STATE_DIR": str(state.absolute()), "HF_HUB_OFFLINE": "1"}
     return kept | here
 
@@ -70,6 +70,8 @@ def prepare(work: Path, model: BenchModel, subject: Subject, *, again: bool = Fa
         for rest in ("cache", "float"):
             shutil.rmtree(folder / rest, ignore_errors=True)
         record["size_mb"] = round(_size(folder) / 1e6, 1)
+        if (folder / "build-record.json").exists():
+            record["validate_seconds"] = json.loads((folder / "build-record.json").read_text())["measured"]["validate_seconds"]
     beside(folder, "json").write_text(json.dumps(record, indent=2) + "\n")
     return record
 

