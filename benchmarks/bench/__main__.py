@@ -31,21 +31,17 @@ def main() -> None:
         write_tables(options.results or RESULTS)
         return
     models = chosen(options.models)
-    subjects = [SUBJECTS[name] for name in options.subjects] or [subject for subject in SUBJECTS.values() if subject.usual]
-    there = [subject for subject in subjects if subject.needs.exists()]
-    for subject in subjects:
-        if subject not in there:
-            print(f"{subject.name} is left out: {subject.needs} is missing, `make peers` makes it", file=sys.stderr)
     if options.prepare:
         for model in models:
-            prepare_all(options.work, model, there, again=options.again)
+            prepare_all(options.work, model, subjects_of(model, options.subjects), again=options.again, gigabytes=options.memory)
         return
     effort = QUICK if options.quick else Effort(rounds=options.rounds, seconds=60 * options.minutes)
     folder = options.results or (options.work / "quick" if options.quick else RESULTS)
     for model in models:
         print(f"{model.name}: {model.title}, {model.weights}", file=sys.stderr, flush=True)
         began, load = time.monotonic(), os.getloadavg()[0]
-        result = Measuring(options.work, model, there, effort, threads=options.threads).run()
+        subjects = subjects_of(model, options.subjects)
+        result = Measuring(options.work, model, subjects, effort, threads=options.threads).run()
         about = {
             "load_before": round(load, 2),
             "measured_in_seconds": round(time.monotonic() - began),
@@ -70,13 +66,24 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a short round: does everything work? Kept in WORK/quick")
     parser.add_argument("--prepare", action="store_true", help="convert what is not converted yet, and measure nothing")
     parser.add_argument("--again", action="store_true", help="with --prepare: convert also what is there")
+    parser.add_argument("--memory", type=float, metavar="GB", help="with --prepare: what a converting process may allocate")
     parser.add_argument("--tables", action="store_true", help="only table and plots, from the results that are there")
     return parser.parse_args()
 
 
-def prepare_all(work: Path, model: BenchModel, subjects: list[Subject], *, again: bool) -> None:
+def subjects_of(model: BenchModel, names: list[str]) -> list[Subject]:
+    """Those named, by default the model's; without those whose environment is missing."""
+    usual = [name for name, subject in SUBJECTS.items() if name not in model.without and (subject.usual or name in model.also)]
+    chosen_ones = [SUBJECTS[name] for name in names or usual]
+    for subject in chosen_ones:
+        if not subject.needs.exists():
+            print(f"{subject.name} is left out: {subject.needs} is missing, `make peers` makes it", file=sys.stderr)
+    return [subject for subject in chosen_ones if subject.needs.exists()]
+
+
+def prepare_all(work: Path, model: BenchModel, subjects: list[Subject], *, again: bool, gigabytes: float | None) -> None:
     for subject in subjects:
-        record = prepare(work, model, subject, again=again)
+        record = prepare(work, model, subject, again=again, limit=None if gigabytes is None else round(gigabytes * 1e9))
         seconds = sum(step["seconds"] for step in record["steps"])
         peak = max((step["peak_mb"] for step in record["steps"]), default=0)
         outcome = record["failed"] or f"{record['size_mb']:.0f} MB"

@@ -15,7 +15,7 @@ __all__ = ["MODELS", "BenchModel", "chosen"]
 class BenchModel:
     """checkpoint: demo, twin, or a shape of make_checkpoint.py, cut to `layers`.   group: weights that share a scale, of int4.
 
-    usual: measured unless others are named.
+    without: usual subjects that are left out.   also: others that are not.   usual: measured unless others are named.
     """
 
     name: str
@@ -24,6 +24,8 @@ class BenchModel:
     bits: int
     group: int = 0
     layers: int = 0
+    without: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     usual: bool = True
 
     @property
@@ -56,14 +58,19 @@ class BenchModel:
         return found
 
 
+# mobius-onnx's way leads through float32: four bytes a weight on disk, and all of it in memory to be rounded
+_LARGE = ("onnxruntime-genai, mobius-onnx",)
+_OURS = ("openvino-genai, alize's artifact",)  # where optimum-intel may not have the memory for its own
 _ALL = (
     BenchModel("demo-int8", "demo Mistral, 135M", "demo", 8),
     BenchModel("demo-int4", "demo Mistral, 135M", "demo", 4, 64),
     BenchModel("twin-int8", "its Mixtral twin, 690M, 8 experts", "twin", 8),
     BenchModel("twin-int4", "its Mixtral twin, 690M, 8 experts", "twin", 4, 64),
-    BenchModel("mistral-7b-int4", "Mistral-7B-v0.3's shape, 8 layers of 32, random", "mistral-7b-v0.3", 4, 128, 8),
-    BenchModel("mixtral-8x7b-int4", "Mixtral-8x7B's shape, 2 layers of 32, random", "mixtral-8x7b", 4, 128, 2),
-    BenchModel("mistral-7b-whole-int4", "Mistral-7B-v0.3's shape, 32 layers, random", "mistral-7b-v0.3", 4, 128, 32, usual=False),
+    BenchModel("mistral-7b-int4", "Mistral-7B-v0.3's shape, 8 layers of 32, random", "mistral-7b-v0.3", 4, 128, 8, _LARGE),
+    BenchModel("mixtral-8x7b-int4", "Mixtral-8x7B's shape, 2 layers of 32, random", "mixtral-8x7b", 4, 128, 2, _LARGE, _OURS),
+    BenchModel(
+        "mistral-7b-whole-int4", "Mistral-7B-v0.3's shape, random", "mistral-7b-v0.3", 4, 128, 32, _LARGE, _OURS, usual=False
+    ),
 )
 MODELS = {model.name: model for model in _ALL}
 

@@ -43,10 +43,10 @@ def record_of(work: Path, model: BenchModel, subject: Subject) -> dict[str, Any]
     return found
 
 
-def prepare(work: Path, model: BenchModel, subject: Subject, *, again: bool = False) -> dict[str, Any]:
-    """Makes it unless it is there, or was tried."""
+def prepare(work: Path, model: BenchModel, subject: Subject, *, again: bool = False, limit: int | None = None) -> dict[str, Any]:
+    """Makes it unless it is there, or was tried. limit: bytes that a converting process may allocate."""
     if subject.shared:
-        return prepare(work, model, SUBJECTS[subject.shared])
+        return prepare(work, model, SUBJECTS[subject.shared], limit=limit)
     known = record_of(work, model, subject)
     if known is not None and not again:
         return known
@@ -61,7 +61,7 @@ def prepare(work: Path, model: BenchModel, subject: Subject, *, again: bool = Fa
     steps = []
     failed = None
     for command in subject.convert(model, paths):
-        step, failed = _measured(command, environment(work / "state"), log)
+        step, failed = _measured(command, environment(work / "state"), log, limit)
         steps.append(step)
         if failed:
             break
@@ -76,11 +76,14 @@ def prepare(work: Path, model: BenchModel, subject: Subject, *, again: bool = Fa
     return record
 
 
-def _measured(command: Sequence[str], variables: Mapping[str, str], log: Path) -> tuple[dict[str, Any], str | None]:
+def _measured(
+    command: Sequence[str], variables: Mapping[str, str], log: Path, limit: int | None
+) -> tuple[dict[str, Any], str | None]:
     """Runs it; the last lines of what it wrote where it failed. peak_mb: the most that a process of it had resident."""
+    limited = ["prlimit", f"--data={limit}", *command] if limit else command
     began = time.perf_counter()
     with log.open("ab") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=variables)
+        process = subprocess.Popen(limited, stdout=stream, stderr=subprocess.STDOUT, env=variables)
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     step = {
