@@ -9,6 +9,7 @@ with model.session() as session:
 """
 
 from alize.runtimes.assistant import AssistantModel, SessionDrafter
+from alize.runtimes.batching import ContinuousBatch, NewToken
 from alize.runtimes.generate import Generation, GenerationOptions, generate
 from alize.runtimes.model import Model, load
 from alize.runtimes.prompt_lookup import PromptLookup
@@ -23,10 +24,12 @@ __all__ = [
     "BACKENDS",
     "AssistantModel",
     "Backend",
+    "ContinuousBatch",
     "Drafter",
     "Generation",
     "GenerationOptions",
     "Model",
+    "NewToken",
     "PromptLookup",
     "Runner",
     "SamplingOptions",

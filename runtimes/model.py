@@ -12,14 +12,14 @@ from typing import Literal, Self
 from alize.artifact import manifest as manifests
 from alize.artifact.manifest import Configuration, Manifest, ModelInfo
 from alize.artifact.seal import verify as verify_files
-from alize.artifact.state import DeviceState, DeviceVerdict
+from alize.artifact.state import TUNED, DeviceState, DeviceVerdict
 from alize.errors import NotValidated, SessionClosed, UsageError
 from alize.runtimes.golden import GOLDEN, Verdict, judge, measure, read_golden
 from alize.runtimes.registry import BACKENDS, Backend, BackendModule, Engine, backend_module, check_device
 from alize.runtimes.session import Limits, Session, session_limits
 from alize.runtimes.text import Tokenizer
 
-__all__ = ["Model", "load", "replay"]
+__all__ = ["Model", "Place", "find_place", "load", "replay"]
 
 _log = logging.getLogger("alize")
 
@@ -81,14 +81,14 @@ def load(
 
     device: by default the one it was built for.   expect: the digest that the manifest must have.   verify: "full" hashes
     every file, "stat" only those that changed since they were last hashed here.   configuration: the name of a runtime
-    configuration of the manifest, by default the first.
+    configuration of the manifest, or "tuned"; by default what `alize tune` chose for this device, else the manifest's first.
 
     On a device without a verdict the golden prompts are replayed, and the verdict is recorded. `unsafe_skip_validation`
     asks for no verdict at all: it warns at every load and is recorded.
 
     Raises ArtifactError (TamperedArtifact, UnknownSchema, NotValidated), BackendUnavailable, DeviceUnavailable, UsageError.
     """
-    place = _find(path, device=device, expect=expect, verify=verify, configuration=configuration, backends=backends)
+    place = find_place(path, device=device, expect=expect, verify=verify, configuration=configuration, backends=backends)
     if unsafe_skip_validation:
         _log.warning("%s runs WITHOUT VALIDATION on %s: nothing says that its output is right", path, place.device)
         place.verify(full=verify == "full")
@@ -118,14 +118,14 @@ def replay(
 
     Raises what `load` raises, but returns a verdict that failed.
     """
-    place = _find(path, device=device, expect=expect, verify="full", configuration=configuration, backends=backends)
+    place = find_place(path, device=device, expect=expect, verify="full", configuration=configuration, backends=backends)
     place.verify(full=True)
     with place.open() as model:
         return _replay(place, model)
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """An artifact, a device and a configuration that belong together."""
 
     folder: Path
@@ -148,7 +148,7 @@ class _Place:
             self.state.record_verdict(self.configuration.name, verdict)
 
 
-def _find(
+def find_place(
     path: Path,
     *,
     device: str | None,
@@ -156,26 +156,38 @@ def _find(
     verify: str,
     configuration: str | None,
     backends: Mapping[str, Backend],
-) -> _Place:
+) -> Place:
+    """The artifact, the device and the configuration that these options of `load` mean. Raises what `load` raises of them."""
     if verify not in ("stat", "full"):
         raise UsageError(f"verify {verify!r} must be 'stat' or 'full'")
     manifest = manifests.read(path, expect=expect)
-    chosen = _configuration(path, manifest, configuration)
+    _check_name(path, manifest, configuration)
     module = backend_module(manifest.target.backend, backends=backends)
     device = manifest.target.device if device is None else device
     check_device(manifest.target.backend, module, device)
-    return _Place(path, manifest, module, device, chosen, DeviceState(manifest.digest, module.fingerprint(device)))
+    state = DeviceState(manifest.digest, module.fingerprint(device))
+    return Place(path, manifest, module, device, _configuration(path, manifest, configuration, state), state)
 
 
-def _configuration(path: Path, manifest: Manifest, name: str | None) -> Configuration:
-    known = {configuration.name: configuration for configuration in manifest.configurations}
+def _check_name(path: Path, manifest: Manifest, name: str | None) -> None:
+    """Before a back-end is imported."""
+    known = [configuration.name for configuration in manifest.configurations]
     if not known:
         raise NotValidated(f"{path} has no runtime configuration with a passing verdict: rebuild with `{manifest.rebuild}`")
-    if name is None:
-        return manifest.configurations[0]
-    if name not in known:
+    if name not in (None, TUNED, *known):
         raise UsageError(f"{path} has no configuration {name!r}: use one of {', '.join(known)}")
-    return known[name]
+
+
+def _configuration(path: Path, manifest: Manifest, name: str | None, state: DeviceState) -> Configuration:
+    tuned = state.tuned() if name in (None, TUNED) else None
+    if tuned is not None:
+        known = state.verdict(tuned.name)
+        if known is None or known.verdict != "fail":
+            return tuned
+        _log.warning("%s was tuned here, and what was chosen fails its replay: `alize tune %s` chooses again", path, path)
+    if name == TUNED:
+        raise UsageError(f"{path} was not tuned on this device: `alize tune {path}` does that")
+    return next(one for one in manifest.configurations if name in (None, one.name))
 
 
 def _check_manifest(path: Path, manifest: Manifest) -> None:
@@ -185,7 +197,7 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
         raise NotValidated(f"{path} has the verdict {verdict!r}, not 'pass'{left_out}: rebuild with `{manifest.rebuild}`")
 
 
-def _check_known(place: _Place) -> None:
+def _check_known(place: Place) -> None:
     known = place.state.verdict(place.configuration.name)
     if known is not None and known.verdict == "fail":
         raise NotValidated(
@@ -194,7 +206,7 @@ def _check_known(place: _Place) -> None:
         )
 
 
-def _check_here(place: _Place, model: Model) -> None:
+def _check_here(place: Place, model: Model) -> None:
     known = place.state.verdict(place.configuration.name)
     if known is not None and known.verdict == "pass":
         return
@@ -206,7 +218,7 @@ def _check_here(place: _Place, model: Model) -> None:
         )
 
 
-def _replay(place: _Place, model: Model) -> Verdict:
+def _replay(place: Place, model: Model) -> Verdict:
     remedy = f"`alize validate {place.folder}` repeats it, `{place.manifest.rebuild}` rebuilds"
     if GOLDEN not in {entry.path for entry in place.manifest.files}:
         raise NotValidated(f"{place.folder} has no {GOLDEN} to replay on {place.device}: rebuild with `{place.manifest.rebuild}`")

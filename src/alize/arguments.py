@@ -40,7 +40,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """The options, with `command` the name of the command. Raises UsageError; SystemExit for --help and --version."""
     options = _parser().parse_args(words)
     if options.command is None:
-        raise UsageError("no command given: build, validate, inspect, run, chat, targets or demo-model (see `alize --help`)")
+        raise UsageError(
+            "no command given: build, validate, inspect, run, chat, tune, targets or demo-model (see `alize --help`)"
+        )
     return options
 
 
@@ -69,6 +71,7 @@ def _parser() -> _Parser:
     add("inspect", "show what an artifact is, without loading it", _add_artifact, _add_inspect)
     add("run", "continue a prompt; only the model's text goes to stdout", _add_artifact, _add_prompt, _add_sampling, _add_load)
     add("chat", "talk with a model; /reset starts over, /exit or Ctrl-D leaves", _add_artifact, _add_sampling, _add_load)
+    add("tune", "find the fastest settings of an artifact on this device, and keep them", _add_artifact, _add_tune)
     add("targets", "tell what this machine can build and run, and what is missing for the rest")
     add("demo-model", "write a real 135M checkpoint to try alize with", _add_demo)
     return parser
@@ -200,6 +203,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--assistant-model", type=Path, metavar="ARTIFACT", help="check tokens that a smaller model with this tokenizer guesses"
     )
     group.add_argument("--num-assistant-tokens", type=int, default=5, metavar="N", help="so many at a time at most (default: 5)")
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="where to run (default: the device that it was built for)")
+    parser.add_argument("--prompt", type=int, default=256, metavar="N", help="tokens of the prompt to tune for (default: 256)")
+    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="tokens that follow it (default: 128)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each candidate is timed (default: 5)")
+    parser.add_argument("--forget", action="store_true", help="forget what was chosen here, and search nothing")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -111,6 +112,21 @@ def _chat(options: argparse.Namespace, out: TextIO) -> int:
     return 0
 
 
+def _tune(options: argparse.Namespace, out: TextIO) -> int:
+    from alize.inspect_artifact import describe_tuned
+    from alize.runtimes.tuning import Workload, forget, tune
+
+    if options.forget:
+        forgotten = forget(options.artifact, device=options.device)
+        _write(out, {"forgotten": forgotten}, ["forgotten" if forgotten else "nothing was chosen here"], options)
+        return 0
+    workload = Workload(prompt=options.prompt, new_tokens=options.new_tokens, rounds=options.rounds)
+    with _progress(options) as progress:
+        found = tune(options.artifact, device=options.device, workload=workload, listener=progress)
+    _write(out, dataclasses.asdict(found), describe_tuned(found), options)
+    return 0
+
+
 def _targets(options: argparse.Namespace, out: TextIO) -> int:
     from alize.targets import show, survey
 
@@ -139,6 +155,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, TextIO], int]] = {
     "inspect": _inspect,
     "run": _run,
     "chat": _chat,
+    "tune": _tune,
     "targets": _targets,
     "demo-model": _demo_model,
 }

@@ -4,13 +4,17 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alize.artifact import Manifest
+from alize.artifact.state import TUNED
 from alize.errors import ValidationFailed
 from alize.progress import byte_count
 
-__all__ = ["describe", "describe_report", "plain", "verdict_code", "verdict_line"]
+if TYPE_CHECKING:
+    from alize.runtimes.tuning import Tuned
+
+__all__ = ["describe", "describe_report", "describe_tuned", "plain", "verdict_code", "verdict_line"]
 
 _TELLING = ("kl_max", "logit_error_max", "top1_agreement")
 
@@ -72,6 +76,27 @@ def describe_report(report: Mapping[str, Any]) -> list[str]:
     ]
     lines += _columns(cases)
     return lines + _columns([(f"  {name}", _figures(figures)) for name, figures in report.get("figures", {}).items()])
+
+
+def describe_tuned(found: "Tuned") -> list[str]:
+    """What `alize tune` prints: every candidate, and what `load` runs from now on."""
+    rows = [("tried", "first token", "a token", "faster than the best so far")]
+    for one in found.candidates:
+        if one.timing is None:
+            rows.append((one.changed, "", "", f"refused: {one.refused}"))
+        else:
+            first, each = f"{one.timing.first_token_seconds:.3f} s", f"{1000 * one.timing.token_seconds:.2f} ms"
+            rows.append((one.changed, first, each, f"{one.timing.speed:.2f}"))
+    chosen = _configuration(found.configuration.name, found.configuration.options)
+    if found.kept:
+        return [*_columns(rows), "", f"{found.gain:.2f} times faster: load runs {chosen} on this device from now on"]
+    if found.configuration.name == TUNED:
+        return [
+            *_columns(rows),
+            "",
+            f"{found.gain:.2f} times faster, and not kept (the state folder cannot be written): {chosen}",
+        ]
+    return [*_columns(rows), "", f"nothing was faster by enough: load runs {chosen}, as it was sealed"]
 
 
 def _source(manifest: Manifest) -> str:

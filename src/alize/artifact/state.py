@@ -10,15 +10,19 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from alize.artifact.manifest import Configuration
 from alize.artifact.strict import canonical, decode, parse_json
 from alize.errors import ArtifactError
 
-__all__ = ["STATE_SCHEMA", "DeviceState", "DeviceVerdict", "FileRecord", "fingerprint_key", "state_dir"]
+__all__ = ["STATE_SCHEMA", "TUNED", "DeviceState", "DeviceVerdict", "FileRecord", "fingerprint_key", "state_dir"]
 
 STATE_SCHEMA = 1
+TUNED = "tuned"
+"""The name by which `load` is asked for what tuning chose."""
 _STATE_FILE = "state.json"
+_TUNED_FILE = "tuned.json"
 _log = logging.getLogger("alize.state")
 _complained: set[Path] = set()  # state folders that could not be written, so that a process says it once
 
@@ -52,6 +56,13 @@ class _Contents:
     fingerprint: dict[str, str]
     verdicts: dict[str, DeviceVerdict]  # by the name of the runtime configuration
     files: dict[str, dict[str, FileRecord]]  # by the artifact's absolute folder, then by path inside it
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    schema: int
+    options: dict[str, str | int | bool]
+    gain: float
 
 
 def state_dir() -> Path:
@@ -100,6 +111,35 @@ class DeviceState:
         self._read().files[str(folder.resolve())] = dict(records)
         self._write()
 
+    def tuned(self) -> Configuration | None:
+        """What tuning chose for this device, None where nothing did. Its name has a digest of its options, so that a verdict
+        belongs to these."""
+        found = self._tuned()
+        if found is None:
+            return None
+        digest = hashlib.sha256(canonical(found.options).encode()).hexdigest()
+        return Configuration(f"{TUNED}-{digest[:8]}", found.options)
+
+    def record_tuned(self, options: dict[str, str | int | bool], *, gain: float) -> Configuration | None:
+        """Keeps a choice; gain: how many times faster it was. Returns it as a configuration, None where it cannot be kept."""
+        self._replace(_TUNED_FILE, dataclasses.asdict(_Tuned(STATE_SCHEMA, dict(options), gain)))
+        return self.tuned()
+
+    def forget_tuned(self) -> None:
+        """`load` runs the manifest's own configuration again."""
+        (self.folder / _TUNED_FILE).unlink(missing_ok=True)
+
+    def _tuned(self) -> _Tuned | None:
+        path = self.folder / _TUNED_FILE
+        try:
+            found = decode(_Tuned, parse_json(path.read_text(encoding="utf-8")))
+        except OSError:
+            return None
+        except (ArtifactError, UnicodeDecodeError) as error:
+            _log.warning("%s is not a file that alize can read (%s): the artifact is not tuned here", path, error)
+            return None
+        return found if found.schema == STATE_SCHEMA else None
+
     def _read(self) -> _Contents:
         if self._contents is None:
             self._contents = self._parsed() or _Contents(STATE_SCHEMA, self.fingerprint, {}, {})
@@ -119,11 +159,14 @@ class DeviceState:
         return contents if usable else None
 
     def _write(self) -> None:
-        temporary = self.folder / f".{_STATE_FILE}.{os.getpid()}"
+        self._replace(_STATE_FILE, dataclasses.asdict(self._read()))
+
+    def _replace(self, name: str, fields: dict[str, Any]) -> None:
+        temporary = self.folder / f".{name}.{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(canonical(dataclasses.asdict(self._read())), encoding="utf-8")
-            temporary.replace(self.folder / _STATE_FILE)
+            temporary.write_text(canonical(fields), encoding="utf-8")
+            temporary.replace(self.folder / name)
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
