@@ -21,23 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from alize.artifact.manifest import Manifest
 from alize.artifact.state import DeviceState, fingerprint_key
-from alize.artifact.strict import canonical
 from alize.errors import AlizeError
 from alize.runtimes import fake
 from alize.runtimes.generate import GenerationOptions, generate
 from alize.runtimes.model import Model, load
 from alize.runtimes.session import Session
-from tests.runtimes.artifacts import manifest, seal
+from tests.cpp.manifest_data import error_of, manifests, resealed
+from tests.runtimes.artifacts import seal
 from tests.runtimes.backends import FULL, MAX_POSITIONS, MIXED, UNEQUAL, UNIFORM, VOCABULARY, model_info
 
 CALLS, REAL_CALLS = 60, 24  # of each trace
 TEXTS = ("Hello", "", " leading and trailing ", "naïve ہے 🐫\n\tπ", "<s>not a token</s>", "a" * 3000, "The trade winds blow.")
-
-
-def error_of(error: AlizeError) -> dict[str, Any]:
-    return {"name": type(error).__name__, "message": str(error)}
 
 
 # ---- Refused loads
@@ -52,12 +47,6 @@ def rewritten(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     """Changes the manifest and its digest with it, so that what is refused is the edit itself."""
     path = folder / "manifest.json"
     path.write_text(resealed(json.loads(path.read_text()), edit))
-
-
-def resealed(fields: dict[str, Any], edit: Callable[[dict[str, Any]], object]) -> str:
-    edit(fields)
-    fields.pop("digest", None)
-    return canonical(fields | {"digest": hashlib.sha256(canonical(fields).encode()).hexdigest()})
 
 
 SPOILT: dict[str, Callable[[Path], object]] = {
@@ -108,54 +97,6 @@ def refused(name: str, place: Path, options: dict[str, Any]) -> dict[str, Any]:
     except AlizeError as error:
         return {"case": name, "folder": str(place), "options": options, **error_of(error)}
     raise AssertionError(f"{name} was not refused")
-
-
-# ---- Manifests
-
-
-def manifests() -> Iterator[dict[str, Any]]:
-    whole = json.loads(manifest().with_digest().to_json())
-    for path in field_paths(whole):
-        for name, edit in mutations(path):
-            yield parsed(f"{name} {'.'.join(map(str, path))}", resealed(json.loads(json.dumps(whole)), edit))
-    for name in ("../x", "/x", "", "a//b", "a/./b", "manifest.json", "a\\b"):
-        yield parsed(f"path {name}", resealed(json.loads(json.dumps(whole)), lambda m, name=name: m.update(unsealed=[name])))
-    yield parsed("path twice", resealed(json.loads(json.dumps(whole)), lambda m: m.update(unsealed=["x", "x"])))
-    yield parsed(
-        "too many digits",
-        resealed(json.loads(json.dumps(whole)), lambda m: m["validation"].update(figures={"a": {"b": 1.23456}})),
-    )
-    file = {"path": "x", "size": 1, "sha256": "ab"}
-    yield parsed("short sha256", resealed(json.loads(json.dumps(whole)), lambda m: m.update(files=[file])))
-
-
-def field_paths(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    below: list[tuple[str | int, ...]] = []
-    if isinstance(value, dict):
-        below = [deep for key, member in value.items() for deep in field_paths(member, (*path, key))]
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        below = field_paths(value[0], (*path, 0))
-    return ([path] if path and isinstance(path[-1], str) else []) + below
-
-
-def mutations(path: tuple[str | int, ...]) -> Iterator[tuple[str, Callable[[dict[str, Any]], object]]]:
-    def at(fields: Any) -> Any:
-        for part in path[:-1]:
-            fields = fields[part]
-        return fields
-
-    yield "without", lambda m: at(m).pop(path[-1])
-    yield "unknown beside", lambda m: at(m).update({"zz": 1})
-    for value in (None, True, 7, -1.5, "ein 'Text' über alles\n", [], [1, "a"], {}, {"a": {"b": [1.0]}}):
-        yield f"{value!r} for", lambda m, value=value: at(m).update({path[-1]: value})
-
-
-def parsed(name: str, text: str) -> dict[str, Any]:
-    try:
-        Manifest.from_json(text)
-    except AlizeError as error:
-        return {"case": name, "text": text, **error_of(error)}
-    return {"case": name, "text": text, "name": None, "message": ""}
 
 
 # ---- Sessions
@@ -256,10 +197,11 @@ def for_tensorrt(artifact: Path, windows: tuple[int, ...]) -> None:
 # ---- Real engines: tokens and text
 
 
-def real(place: Path) -> dict[str, Any]:
+def real(place: Path, copies: Path) -> dict[str, Any]:
     with load(place) as model:
         tokenizer = model.tokenizer
         found: dict[str, Any] = {"traces": [trace(model, seed=batch, batch=batch, greedy=True) for batch in (1, 2)]}
+        found |= in_narrow_memory(place, copies, found["traces"]) if model.info.max_positions < 1000 else {"narrow": None}
         found["generation"] = long_text(model)
         found["encode"] = [
             {"text": text, "special": special, "tokens": tokenizer.encode(text, special_tokens=special).tolist()}
@@ -277,6 +219,24 @@ def real(place: Path) -> dict[str, Any]:
         found["streams"] = [streamed(model, tokens, stop) for tokens in lists for stop in ((), ("trade", "and t", "é"))]
         found["chat"] = chats(model)
         return {"artifact": str(place), **found}
+
+
+def in_narrow_memory(place: Path, copies: Path, traces: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a tiny artifact: a copy that forgets after few tokens, paged and stateful, and one whose windows are wrong."""
+
+    def forgetful(fields: dict[str, Any]) -> None:
+        options = fields["configurations"][0]["options"] | {"chunk": 16, "slack": 16}
+        kinds = ("paged", "stateful")
+        fields["configurations"] = [{"name": kind, "options": options | {"attention": kind}} for kind in kinds]
+
+    narrow = shutil.copytree(place, copies / f"{place.name} narrow")
+    rewritten(narrow, forgetful)
+    for kind in ("paged", "stateful"):
+        with load(narrow, configuration=kind) as model:
+            traces += [trace(model, seed=10 + batch, batch=batch, greedy=True) for batch in (1, 3)]
+    wrong = shutil.copytree(place, copies / f"{place.name} of other windows")
+    rewritten(wrong, lambda fields: fields["model"].update(windows=[window + 1 for window in fields["model"]["windows"]]))
+    return {"narrow": str(narrow), "refused": refused("other windows", wrong, {})}
 
 
 def long_text(model: Model) -> dict[str, Any]:
@@ -320,7 +280,7 @@ def main(folder: Path, *artifacts: Path) -> None:
         "traces": list(traces(folder / "artifacts")),
         "refusals": list(refusals(folder / "artifacts")),
         "manifests": list(manifests()),
-        "openvino": [real(artifact.absolute()) for artifact in artifacts],
+        "openvino": [real(artifact.absolute(), folder / "artifacts") for artifact in artifacts],
     }
     with load(folder / "artifacts" / "uniform") as model:
         state = DeviceState(model.manifest.digest, fake.fingerprint("cpu"))

@@ -31,6 +31,15 @@ TEST_CASE("appends, rewinds, resets and generations give Python's tokens") {
     }
 }
 
+TEST_CASE("a graph whose windows are not the manifest's is refused in Python's words") {
+    own_state("real");
+    for (const Json &one : data("openvino")) {
+        if (one["narrow"].is_null()) continue;
+        CAPTURE(one["artifact"]);
+        CHECK(refusal([&] { alize::Model::load(one["refused"]["folder"]); }) == refusal_of(one["refused"]));
+    }
+}
+
 TEST_CASE("a prompt in chunks, an answer across the window's edge, a rewind") {
     own_state("real");
     for (const Json &one : data("openvino")) {
@@ -113,14 +122,16 @@ TEST_CASE("conversations without Jinja") {
     }
 }
 
-TEST_CASE("a step in the engine is cancelled from another thread, and a reset mends the session") {
+TEST_CASE("a step in the engine is cancelled from another thread, a reset mends the session, and no other notices") {
     own_state("real");
     for (const Json &one : data("openvino")) {
+        CAPTURE(one["artifact"]);
         const alize::Model model = load(one);
-        alize::Session session = model.session();
+        alize::Session session = model.session(), bystander = model.session();
         const std::vector<int64_t> token = {1};
+        const auto expected = bystander.append(token);
         std::atomic<bool> begun = false, done = false;
-        Json ended;
+        Json ended, disturbed;
         std::thread inside([&] {
             ended = refusal([&] {
                 for (;;) {
@@ -131,13 +142,25 @@ TEST_CASE("a step in the engine is cancelled from another thread, and a reset me
             });
             done = true;
         });
+        bool same = true;
+        std::thread beside([&] {
+            disturbed = refusal([&] {
+                while (!done) {
+                    bystander.rewind(1);
+                    same = same && bystander.append(token) == expected;
+                }
+            });
+        });
         while (!begun) std::this_thread::yield();
         while (!done) {
             session.cancel();
             std::this_thread::yield();
         }
         inside.join();
+        beside.join();
         CHECK(ended["name"] == "Cancelled");
+        CHECK(disturbed.is_null());
+        CHECK(same);
         session.reset();
         CHECK(greedy(session, token, 3).size() == 3);
     }

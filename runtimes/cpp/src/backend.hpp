@@ -30,7 +30,7 @@ private:
     const alize_backend *table_;
 };
 
-// The state of B rows; see Runner in runtimes/session.py.
+// The state of B rows; see Runner in runtimes/runner.py.
 class Runner {
 public:
     virtual ~Runner() = default;

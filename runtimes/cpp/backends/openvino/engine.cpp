@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <fstream>
-#include <limits>
 #include <map>
-#include <numeric>
 #include <sstream>
-
-#include <openvino/opsets/opset13.hpp>
-#include <openvino/runtime/exception.hpp>
+#include <string_view>
 
 #include "../guard.hpp"
+#include "paging.hpp"
+#include "stateful.hpp"
 #include "warm_up.hpp"
 
 namespace alize::backends {
@@ -27,10 +25,24 @@ std::string engine_name(std::string device) {
     return device;
 }
 
-// OpenVINO's names for a configuration's options; see compile_properties in runtimes/openvino_runner.py.
+using Options = std::map<std::string, alize_backend_option>;
+
+Options options_of(const alize_backend_model &model) {
+    Options found;
+    for (size_t i = 0; i < model.option_count; i++) found[model.options[i].name] = model.options[i];
+    return found;
+}
+
+bool asks_for_pages(const alize_backend_model &model) {
+    const Options options = options_of(model);
+    const auto found = options.find("attention");
+    return found != options.end() && found->second.kind == 's' && std::string_view(found->second.text) == "paged";
+}
+
+// OpenVINO's names for a configuration's options; see compile_properties in runtimes/openvino_runner.py. `attention` is
+// none: it decides which graph is compiled.
 ov::AnyMap properties(const alize_backend_model &model) {
-    std::map<std::string, alize_backend_option> options;
-    for (size_t i = 0; i < model.option_count; i++) options[model.options[i].name] = model.options[i];
+    Options options = options_of(model);
     const auto text = [](const alize_backend_option &option) {
         return option.kind == 's' ? std::string(option.text) : std::to_string(option.number);
     };
@@ -51,35 +63,6 @@ ov::AnyMap properties(const alize_backend_model &model) {
     if (options.count("threads") != 0 && truth(options["threads"]))
         found["INFERENCE_NUM_THREADS"] = std::stoi(text(options["threads"]));
     return found;
-}
-
-// Adds the input `num_logits_to_keep` int64 [1]: the head computes the last so many positions only (0 = all).
-void slice_before_head(ov::Model &model) {
-    using namespace ov::opset13;
-    const auto head = model.output("logits").get_node()->input_value(0).get_node_shared_ptr();
-    const auto keep = std::make_shared<Parameter>(ov::element::i64, ov::Shape{1});
-    keep->output(0).get_tensor().add_names({"num_logits_to_keep"});
-    const auto constant = [](int64_t value) { return Constant::create(ov::element::i64, {1}, {value}); };
-    const auto cut = std::make_shared<Slice>(head->input_value(0), std::make_shared<Negative>(keep),
-                                             constant(std::numeric_limits<int64_t>::max()), constant(1), constant(1));
-    head->input(0).replace_source_output(cut->output(0));
-    model.add_parameters({keep});
-    model.validate_nodes_and_infer_types();
-}
-
-ov::CompiledModel compile(const alize_backend_model &model) {
-    const std::string path = std::string(model.folder) + "/" + kModelFile;
-    try {
-        ov::Core core;
-        const auto graph = core.read_model(path);
-        slice_before_head(*graph);
-        if (model.experts > 0) add_expert_bias(*graph, model);
-        ov::CompiledModel compiled = core.compile_model(graph, engine_name(model.device), properties(model));
-        if (model.experts > 0) warm_up(compiled, model);
-        return compiled;
-    } catch (const std::exception &error) {
-        throw Refusal(ALIZE_ARTIFACT, path + ": openvino " + engine_version() + " cannot compile it: " + error.what());
-    }
 }
 
 }  // namespace
@@ -123,77 +106,41 @@ std::string device_name(const std::string &device) {
 }
 
 OpenVinoEngine::OpenVinoEngine(const alize_backend_model &model)
-    : compiled(compile(model)),
-      windows(model.windows, model.windows + model.layers),
-      vocab_size(model.vocab_size),
-      experts(model.experts),
-      tokenizer(model.folder, model.tokenizers_library == nullptr ? "" : model.tokenizers_library) {}
-
-OpenVinoRunner::OpenVinoRunner(OpenVinoEngine &engine, int64_t batch)
-    : request_(engine.compiled.create_infer_request()),
-      batch_(static_cast<size_t>(batch)),
-      vocab_size_(static_cast<size_t>(engine.vocab_size)),
-      caches_(request_.query_state(), engine.windows, batch_),
-      rows_(batch_),
-      no_bias_(static_cast<size_t>(engine.experts), 0.0F) {
-    std::iota(rows_.begin(), rows_.end(), 0);
-}
-
-void OpenVinoRunner::step(const int64_t *tokens, int64_t s, const int64_t *lengths, const int64_t *positions,
-                          int64_t keep, float *logits) {
-    // The first position that some row wants logits of.
-    const int64_t first = std::max<int64_t>(*std::min_element(lengths, lengths + batch_) - keep, 0);
-    const ov::Tensor result = infer(tokens, s, lengths, positions, s - first);
-    caches_.append(s, lengths);
-    const float *from = result.data<const float>();
-    const auto computed = static_cast<int64_t>(result.get_shape()[1]);
-    for (size_t b = 0; b < batch_; b++) {
-        for (int64_t i = 0; i < keep; i++) {
-            const int64_t last =
-                std::max<int64_t>(lengths[b] - keep + i - first, 0);  // what a short row lacks is never read
-            const size_t row = b * static_cast<size_t>(computed) + static_cast<size_t>(last);
-            std::copy_n(from + row * vocab_size_, vocab_size_,
-                        logits + (b * static_cast<size_t>(keep) + static_cast<size_t>(i)) * vocab_size_);
-        }
-    }
-}
-
-ov::Tensor OpenVinoRunner::infer(const int64_t *tokens, int64_t s, const int64_t *lengths, const int64_t *positions,
-                                 int64_t count) {
-    const Cache &cache = caches_.longest();
-    const auto width = static_cast<size_t>(s), slots = static_cast<size_t>(cache.slots());
-    positions_.clear(), mask_.clear();
-    for (size_t b = 0; b < batch_; b++) {
-        for (int64_t i = 0; i < s; i++) positions_.push_back(positions[b] + i);
-        const int64_t blank = cache.slots() - cache.filled()[b];
-        for (int64_t i = 0; i < cache.slots(); i++) mask_.push_back(i >= blank);
-        for (int64_t i = 0; i < s; i++) mask_.push_back(i < lengths[b]);
-    }
-    count_ = count;
-    const auto feed = [&](const char *name, auto element, const ov::Shape &shape, const void *data) {
-        request_.set_tensor(name, ov::Tensor(element, shape, const_cast<void *>(data)));
-    };
-    feed("input_ids", ov::element::i64, {batch_, width}, tokens);
-    feed("position_ids", ov::element::i64, {batch_, width}, positions_.data());
-    feed("attention_mask", ov::element::i64, {batch_, slots + width}, mask_.data());
-    feed("beam_idx", ov::element::i32, {batch_}, rows_.data());
-    feed("num_logits_to_keep", ov::element::i64, {1}, &count_);
-    if (!no_bias_.empty()) feed(kExpertBias, ov::element::f32, {no_bias_.size()}, no_bias_.data());
+    : vocab_size(model.vocab_size),
+      tokenizer(model.folder, model.tokenizers_library == nullptr ? "" : model.tokenizers_library),
+      windows_(model.windows, model.windows + model.layers),
+      experts_(model.experts) {
+    const std::string path = std::string(model.folder) + "/" + kModelFile;
     try {
-        request_.infer();
-    } catch (const ov::Cancelled &) {
-        throw Refusal(ALIZE_CANCELLED, "this call was cancelled from another thread");
+        compile(path, model);
+    } catch (const Refusal &) {
+        throw;
+    } catch (const std::exception &error) {
+        throw Refusal(ALIZE_ARTIFACT, path + ": openvino " + engine_version() + " cannot compile it: " + error.what());
     }
-    ov::Tensor result = request_.get_tensor("logits");
-    const ov::Shape expected = {batch_, static_cast<size_t>(count), vocab_size_};
-    if (result.get_element_type() != ov::element::f32 || result.get_shape() != expected)
-        throw std::runtime_error("the engine returned logits of shape " + result.get_shape().to_string());
-    return result;
 }
 
-void OpenVinoRunner::reset() {
-    caches_.clear();
-    request_.reset_state();
+void OpenVinoEngine::compile(const std::string &path, const alize_backend_model &model) {
+    const bool paged = asks_for_pages(model);
+    ov::Core core;
+    const auto graph = core.read_model(path);
+    if (paged)
+        page(graph, model);
+    else
+        slice_before_head(*graph);
+    if (model.experts > 0) add_expert_bias(*graph, model);
+    compiled_ = core.compile_model(graph, engine_name(model.device), properties(model));
+    if (paged) {
+        paged_ = std::make_unique<PagedEngine>(compiled_, model);
+        paged_->warm_up(model);
+    } else if (model.experts > 0) {
+        warm_up(compiled_, model);
+    }
+}
+
+std::unique_ptr<OpenVinoRunner> OpenVinoEngine::runner(int64_t batch) {
+    if (paged_ != nullptr) return std::make_unique<PagedRunner>(*paged_, batch);
+    return std::make_unique<StatefulRunner>(compiled_.create_infer_request(), windows_, vocab_size, experts_, batch);
 }
 
 }  // namespace alize::backends

@@ -1,4 +1,5 @@
-// OpenVINO on a CPU or an Intel GPU (never run on one): the stateful graph, one infer request a session.
+// OpenVINO on a CPU or an Intel GPU (never run on one): how an artifact is compiled, and in which form: with
+// `attention: paged` see paged.hpp, else stateful.hpp.
 #pragma once
 
 #include <memory>
@@ -8,7 +9,8 @@
 #include <openvino/openvino.hpp>
 
 #include "alize/backend.h"
-#include "states.hpp"
+#include "paged.hpp"
+#include "runner.hpp"
 #include "tokenizer.hpp"
 
 namespace alize::backends {
@@ -21,36 +23,19 @@ std::string device_name(const std::string &device);  // the processor, or the gr
 class OpenVinoEngine {
 public:
     explicit OpenVinoEngine(const alize_backend_model &model);
+    std::unique_ptr<OpenVinoRunner> runner(int64_t batch);
+    const PagedEngine *paged() const { return paged_.get(); }  // null where the graph is stateful
 
-    ov::CompiledModel compiled;
-    const std::vector<int64_t> windows;
-    const int64_t vocab_size, experts;
+    const int64_t vocab_size;
     Tokenizer tokenizer;
-};
-
-class OpenVinoRunner {
-public:
-    OpenVinoRunner(OpenVinoEngine &engine, int64_t batch);
-
-    void step(const int64_t *tokens, int64_t s, const int64_t *lengths, const int64_t *positions, int64_t keep,
-              float *logits);
-    void drop_last(int64_t n) { caches_.drop_last(n); }
-    void evict(int64_t keep) { caches_.evict(keep); }
-    int64_t cached() const { return caches_.cached(); }
-    void reset();
-    void cancel() { request_.cancel(); }
 
 private:
-    ov::Tensor infer(const int64_t *tokens, int64_t s, const int64_t *lengths, const int64_t *positions, int64_t count);
+    void compile(const std::string &path, const alize_backend_model &model);
 
-    ov::InferRequest request_;
-    const size_t batch_;
-    const size_t vocab_size_;
-    Caches caches_;
-    std::vector<int64_t> positions_, mask_;
-    std::vector<int32_t> rows_;
-    std::vector<float> no_bias_;  // [E], see warm_up.hpp
-    int64_t count_ = 0;
+    const std::vector<int64_t> windows_;
+    const int64_t experts_;
+    ov::CompiledModel compiled_;
+    std::unique_ptr<PagedEngine> paged_;
 };
 
 }  // namespace alize::backends

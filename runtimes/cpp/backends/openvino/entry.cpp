@@ -19,6 +19,10 @@ int32_t list_devices(alize_backend_text each, void *user, alize_backend_error *e
         ALIZE_BACKEND_UNAVAILABLE);
 }
 
+int32_t runner(void *engine, int64_t batch, void **runner, alize_backend_error *error) {
+    return guarded(error, [&] { *runner = E::engine_of(engine).runner(batch).release(); });
+}
+
 int32_t fingerprint(const char *device, alize_backend_pair each, void *user, alize_backend_error *error) {
     return guarded(error, [&] {
         each(user, "backend", "openvino");
@@ -65,7 +69,7 @@ const alize_backend kTable = {
     fingerprint,
     E::open,
     E::close,
-    E::runner,
+    runner,
     E::step,
     E::drop_last,
     E::evict,

@@ -6,6 +6,8 @@
 
 #include <openvino/opsets/opset13.hpp>
 
+#include "../guard.hpp"
+
 namespace alize::backends {
 namespace {
 
@@ -35,8 +37,9 @@ void add_expert_bias(ov::Model &graph, const alize_backend_model &model) {
         }
     }
     if (logits.size() != static_cast<size_t>(model.layers))
-        throw std::runtime_error("the graph names the router's logits of " + std::to_string(logits.size()) +
-                                 " layers, the manifest has " + std::to_string(model.layers) + ": build it again");
+        throw Refusal(ALIZE_ARTIFACT, "the graph names the router's logits of " + std::to_string(logits.size()) +
+                                          " layers, the manifest has " + std::to_string(model.layers) +
+                                          ": build it again");
     const auto bias =
         std::make_shared<ov::opset13::Parameter>(ov::element::f32, ov::Shape{static_cast<size_t>(model.experts)});
     bias->output(0).set_names({kExpertBias});
@@ -49,22 +52,29 @@ void add_expert_bias(ov::Model &graph, const alize_backend_model &model) {
     graph.validate_nodes_and_infer_types();
 }
 
+std::vector<std::vector<float>> expert_biases(const alize_backend_model &model) {
+    const auto experts = static_cast<size_t>(model.experts);
+    const auto chosen = static_cast<size_t>(std::max<int64_t>(model.experts_per_token, 1));
+    std::vector<std::vector<float>> found;
+    for (size_t first = 0; first < experts; first += chosen) {
+        std::vector<float> &bias = found.emplace_back(experts, 0.0F);
+        for (size_t expert = first; expert < std::min(first + chosen, experts); expert++) bias[expert] = kChosen;
+    }
+    return found;
+}
+
 void warm_up(ov::CompiledModel &compiled, const alize_backend_model &model) {
     ov::InferRequest request = compiled.create_infer_request();
-    const auto experts = static_cast<size_t>(model.experts), chosen = static_cast<size_t>(model.experts_per_token);
     int64_t token = std::max<int64_t>(model.bos_token_id, 0), position = 0, seen = 1, count = 1;
     int32_t row = 0;
-    for (size_t first = 0; first < experts; first += chosen) {
-        std::vector<float> bias(experts, 0.0F);
-        std::fill(bias.begin() + static_cast<std::ptrdiff_t>(first),
-                  bias.begin() + static_cast<std::ptrdiff_t>(std::min(first + chosen, experts)), kChosen);
+    for (std::vector<float> &bias : expert_biases(model)) {
         request.reset_state();
         request.set_tensor("input_ids", ov::Tensor(ov::element::i64, {1, 1}, &token));
         request.set_tensor("position_ids", ov::Tensor(ov::element::i64, {1, 1}, &position));
         request.set_tensor("attention_mask", ov::Tensor(ov::element::i64, {1, 1}, &seen));
         request.set_tensor("beam_idx", ov::Tensor(ov::element::i32, {1}, &row));
         request.set_tensor("num_logits_to_keep", ov::Tensor(ov::element::i64, {1}, &count));
-        request.set_tensor(kExpertBias, ov::Tensor(ov::element::f32, {experts}, bias.data()));
+        request.set_tensor(kExpertBias, ov::Tensor(ov::element::f32, {bias.size()}, bias.data()));
         request.infer();
     }
 }

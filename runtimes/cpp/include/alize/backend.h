@@ -2,7 +2,7 @@
  *
  * Each function returns 0, or a status of alize.h with the reason in `error`. libalize has checked every argument; a
  * runner is called by one thread at a time, except `cancel`. The meaning of step, drop_last, evict and cached is that
- * of Runner in runtimes/session.py.
+ * of Runner in runtimes/runner.py.
  */
 #ifndef ALIZE_BACKEND_H
 #define ALIZE_BACKEND_H

@@ -1,0 +1,39 @@
+// The keys and values of some layers in blocks: tensors [blocks,K,...] as the compiled graph wants them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <openvino/openvino.hpp>
+
+#include "block_tables.hpp"
+
+namespace alize::backends {
+
+class PagedCache final : public Pool {
+public:
+    // `hidden`: block 0 is for what a window hides, and holds zeros.
+    PagedCache(const ov::CompiledModel &compiled, const ov::InferRequest &request, std::vector<size_t> layers,
+               bool hidden);
+
+    // Gives the memory back where no table has a block.
+    void shrink_unused();
+    // Adds the blocks of one row; what was forgotten is named where it is hidden.
+    void add_indices(const Table &row, std::vector<int32_t> &indices) const;
+
+    const std::vector<size_t> &layers() const { return layers_; }
+
+private:
+    struct Values {
+        std::string name;
+        ov::Tensor tensor;
+    };
+    void grow(int64_t blocks) override;
+
+    const std::vector<size_t> layers_;
+    const bool hidden_;
+    ov::InferRequest request_;
+    std::vector<Values> values_;
+};
+
+}  // namespace alize::backends
