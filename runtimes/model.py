@@ -1,5 +1,6 @@
 """load: from an artifact's folder to a Model that has proven itself on this device."""
 
+import json
 import logging
 import weakref
 from collections.abc import Mapping
@@ -27,10 +28,21 @@ _log = logging.getLogger("alize")
 class Model:
     """Weights and compiled graph of one artifact on one device, shared by its sessions. Close it, or use it in `with`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, engine: Engine, *, device: str, configuration: Configuration) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        engine: Engine,
+        *,
+        device: str,
+        configuration: Configuration,
+        fingerprint: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self.manifest, self.device, self.configuration = folder, manifest, device, configuration
         self.limits: Limits = session_limits(manifest.model, configuration.options)
         self._engine: Engine | None = engine
+        options = json.dumps(configuration.options, sort_keys=True)
+        self._identity = {"artifact": manifest.digest, "configuration": options, **(fingerprint or {})}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
     @property
@@ -50,7 +62,27 @@ class Model:
         if batch < 1:
             raise UsageError(f"batch {batch} must be at least 1")
         runner, limits = self._engine.runner(batch), self.limits
-        return Session(runner, self.info, batch=batch, chunk=limits.chunk, slack=limits.slack, family=self._sessions)
+        return Session(
+            runner,
+            self.info,
+            batch=batch,
+            chunk=limits.chunk,
+            slack=limits.slack,
+            family=self._sessions,
+            identity=self._identity,
+        )
+
+    def resume(self, path: Path, *, batch: int = 1) -> Session:
+        """The session of `batch` rows that `Session.save` wrote, on this artifact, configuration and device: nothing is read
+        again. Raises SessionError where it belongs to something else."""
+        session = self.session(batch)
+        try:
+            session.restore(path)
+        except BaseException:
+            session.reset()
+            session.close()
+            raise
+        return session
 
     def close(self) -> None:
         """Close every session and release the weights. May be called again."""
@@ -140,7 +172,14 @@ class Place:
 
     def open(self) -> Model:
         engine = self.module.open(self.folder, self.manifest, self.device, self.configuration.options)
-        return Model(self.folder, self.manifest, engine, device=self.device, configuration=self.configuration)
+        return Model(
+            self.folder,
+            self.manifest,
+            engine,
+            device=self.device,
+            configuration=self.configuration,
+            fingerprint=self.state.fingerprint,
+        )
 
     def record(self, verdict: DeviceVerdict, *, unless: str = "") -> None:
         known = self.state.verdict(self.configuration.name)

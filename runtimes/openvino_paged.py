@@ -116,6 +116,15 @@ class _Layers:
         forgotten = ([0] * (table.first // table.size) if self.hidden else [] for table in tables)
         return np.array([block for some, table in zip(forgotten, tables, strict=True) for block in some + table.blocks], np.int32)
 
+    def read(self, blocks: Sequence[int]) -> dict[str, NDArray[np.uint8]]:
+        """What is in some blocks: of each tensor uint8 [blocks,bytes]."""
+        return {name: _bytes(tensor)[list(blocks)] for name, tensor in self._tensors.items()}
+
+    def write(self, blocks: Sequence[int], values: Mapping[str, NDArray[np.uint8]]) -> None:
+        """The other way round."""
+        for name, tensor in self._tensors.items():
+            _bytes(tensor)[list(blocks)] = values[name]
+
     def _grow(self, blocks: int) -> None:
         import openvino
 
@@ -131,6 +140,12 @@ class _Layers:
     def _copy(self, source: int, target: int) -> None:
         for tensor in self._tensors.values():
             _part(tensor, source, source + 1).copy_to(_part(tensor, target, target + 1))
+
+
+def _bytes(tensor: Any) -> NDArray[np.uint8]:
+    """The same memory as uint8 [blocks,bytes]."""
+    memory: NDArray[np.uint8] = tensor.data.view(np.uint8).reshape(tensor.shape[0], -1)
+    return memory
 
 
 def _part(tensor: Any, first: int, stop: int) -> Any:
@@ -269,6 +284,29 @@ class PagedRunner:
         """See SharingRunner."""
         with self._engine.lock:
             return PagedRunner(self._engine, [tuple(table.shared() for table in row) for row in self._rows])
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        """See SharingRunner. `{row}.{memory}.bounds` int64 [2], and `{row}.{memory}.{tensor}` uint8 [blocks,bytes]."""
+        saved: dict[str, NDArray[Any]] = {}
+        with self._engine.lock:
+            for b, row in enumerate(self._rows):
+                for number, (table, memory) in enumerate(zip(row, self._engine.memory, strict=True)):
+                    saved[f"{b}.{number}.bounds"] = np.array([table.first, table.end])
+                    saved |= {f"{b}.{number}.{name}": part for name, part in memory.read(table.blocks).items()}
+        return saved
+
+    def restore(self, saved: Mapping[str, NDArray[Any]]) -> None:
+        """See SharingRunner."""
+        with self._engine.lock:
+            for b, row in enumerate(self._rows):
+                for number, (table, memory) in enumerate(zip(row, self._engine.memory, strict=True)):
+                    prefix = f"{b}.{number}."
+                    parts = {name[len(prefix) :]: part for name, part in saved.items() if name.startswith(prefix)}
+                    table.first, table.end = parts.pop("bounds").tolist()
+                    count = -(-(table.end - table.first) // table.size)
+                    memory.pool.reserve(count)
+                    table.blocks += [memory.pool.take() for _ in range(count)]
+                    memory.write(table.blocks, parts)
 
     def drop_last(self, n: int) -> None:
         """See Runner."""

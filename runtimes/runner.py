@@ -1,8 +1,8 @@
 """Runner: what a back-end must implement for Session, its only caller, which has checked all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,14 @@ class SharingRunner(Runner, Protocol):
 
     def fork(self) -> "SharingRunner":
         """Another runner that holds what this one holds."""
+        ...
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        """What it holds, as the engine lays it out."""
+        ...
+
+    def restore(self, saved: Mapping[str, NDArray[Any]]) -> None:
+        """Makes a fresh runner of the same configuration hold it. Raises ValueError for what such a one never saved."""
         ...
 
 

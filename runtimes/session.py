@@ -28,6 +28,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
@@ -36,8 +37,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alize.artifact.manifest import ModelInfo
-from alize.errors import ContextExceeded, RewindTooFar, SessionClosed, SessionError, TokenOutOfRange, UsageError
+from alize.errors import RewindTooFar, SessionClosed, SessionError, UsageError
+from alize.runtimes.given_tokens import checked_tokens
 from alize.runtimes.runner import Runner, RunnerStep, SharingRunner, run_together
+from alize.runtimes.saved_session import SavedSession, read_session, write_session
 
 __all__ = ["DEFAULT_CHUNK", "Limits", "Session", "session_limits"]
 
@@ -75,10 +78,19 @@ class Session:
 
     runner: a fresh state for `batch` rows.   info: the model's sizes, windows and maximum position.
     chunk, slack: see `session_limits`.   family: who closes this session closes those that are forked of it, too.
+    identity: what a saved session belongs to.
     """
 
     def __init__(
-        self, runner: Runner, info: ModelInfo, *, batch: int, chunk: int, slack: int, family: "WeakSet[Session] | None" = None
+        self,
+        runner: Runner,
+        info: ModelInfo,
+        *,
+        batch: int,
+        chunk: int,
+        slack: int,
+        family: "WeakSet[Session] | None" = None,
+        identity: Mapping[str, str] | None = None,
     ) -> None:
         limits = session_limits(info, {"chunk": chunk, "slack": slack})
         if batch < 1:
@@ -90,6 +102,7 @@ class Session:
         self._cached = np.zeros(batch, np.int64)
         self._family: WeakSet[Session] = WeakSet() if family is None else family
         self._family.add(self)
+        self._identity = dict(identity or {})
         self._lock = threading.Lock()
         self._closed = False
         self._torn = False
@@ -198,19 +211,43 @@ class Session:
         """
         with self._entered():
             self._check_whole()
-            if not isinstance(self._runner, SharingRunner):
-                raise SessionError("this configuration cannot share a cache between sessions: one with attention=paged can")
-            limits = self._limits
-            twin = Session(
-                self._runner.fork(),
-                self._info,
-                batch=self.batch,
-                chunk=limits.chunk,
-                slack=limits.slack,
-                family=self._family,
-            )
+            twin = self._like(self._sharing().fork())
             twin._positions, twin._cached = self._positions.copy(), self._cached.copy()
             return twin
+
+    def save(self, path: Path) -> None:
+        """Writes what the session holds to a file, from which `Model.resume` makes it again on a device like this one.
+
+        Raises SessionError where the back-end, or its configuration, cannot, and where the file cannot be written.
+        """
+        with self._entered():
+            self._check_whole()
+            saved = SavedSession(self._positions, self._cached, self._sharing().save())
+            write_session(path, saved, self._identity)
+
+    def restore(self, path: Path) -> None:
+        """Makes a fresh session hold what was saved. Raises SessionError where it belongs to something else."""
+        with self._entered():
+            self._check_whole()
+            saved = read_session(path, self._identity)
+            if len(saved.positions) != self.batch or self.position:
+                raise SessionError(
+                    f"{path} has {len(saved.positions)} rows, for a fresh session of so many: not one of {self.batch}"
+                )
+            with self._tearing():
+                self._sharing().restore(saved.held)
+                self._positions, self._cached = saved.positions, saved.cached
+
+    def _sharing(self) -> SharingRunner:
+        if not isinstance(self._runner, SharingRunner):
+            raise SessionError("this configuration cannot share or save what it has cached: one with attention=paged can")
+        return self._runner
+
+    def _like(self, runner: Runner) -> "Session":
+        limits, family, identity = self._limits, self._family, self._identity
+        return Session(
+            runner, self._info, batch=self.batch, chunk=limits.chunk, slack=limits.slack, family=family, identity=identity
+        )
 
     def rewind(self, n: int) -> None:
         """Drop the last n tokens of every row. Raises RewindTooFar when n > rewindable, SessionError when n < 0."""
@@ -272,41 +309,7 @@ class Session:
 
     def _check(self, tokens: ArrayLike, lengths: ArrayLike | None, keep: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         self._check_whole()
-        rows = _integers(tokens, "tokens")
-        if rows.ndim != 2 or rows.shape[0] != self.batch:
-            raise SessionError(f"tokens have shape {list(rows.shape)}, not [B,S] with B = {self.batch}, this session's batch")
-        size = rows.shape[1]
-        counts = np.full(self.batch, size) if lengths is None else _integers(lengths, "lengths")
-        if counts.shape != (self.batch,):
-            raise SessionError(f"lengths have shape {list(counts.shape)}, not [{self.batch}]: give one length a row")
-        if size == 0 or counts.min() < 1:
-            raise SessionError(f"row {int(counts.argmin())} is an empty prompt: append at least one token a row (BOS, say)")
-        if counts.max() > size:
-            raise SessionError(f"length {int(counts.max())} of row {int(counts.argmax())} is more than the {size} tokens given")
-        if not 0 <= keep <= counts.min():
-            raise SessionError(f"keep {keep} is not within 0..{int(counts.min())}, the tokens of the shortest row; 0 keeps all")
-        self._check_context(counts)
-        return self._check_range(rows, counts), counts.astype(np.int64)
-
-    def _check_context(self, counts: NDArray[np.int64]) -> None:
-        end, limit = self._positions + counts, self._info.max_positions
-        row = int(end.argmax())
-        if self._bounded and end[row] > limit:
-            raise ContextExceeded(
-                f"prompt of {int(counts[row])} tokens at position {int(self._positions[row])} needs {int(end[row])} positions,"
-                f" the model has {limit}: shorten the prompt or reset() the session"
-            )
-
-    def _check_range(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-        real = np.arange(rows.shape[1]) < counts[:, None]
-        wrong = np.argwhere(real & ((rows < 0) | (rows >= self._info.vocab_size)))
-        if len(wrong):
-            row, column = (int(index) for index in wrong[0])
-            raise TokenOutOfRange(
-                f"token {int(rows[row, column])} at index {column} of row {row} is outside 0..{self._info.vocab_size - 1}"
-                f" (vocabulary of {self._info.vocab_size}): use this model's tokenizer"
-            )
-        return np.where(real, rows, 0).astype(np.int64)
+        return checked_tokens(tokens, lengths, keep, positions=self._positions, info=self._info, bounded=self._bounded)
 
     def _append(self, tokens: NDArray[np.int64], counts: NDArray[np.int64], keep: int) -> NDArray[np.float32]:
         kept = np.zeros((self.batch, keep or tokens.shape[1], self._info.vocab_size), np.float32)
@@ -336,13 +339,3 @@ class Session:
     def _advance(self, lengths: NDArray[np.int64]) -> None:
         self._positions += lengths
         self._cached += lengths
-
-
-def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise SessionError(f"{name} have rows of unequal length: pad them on the right and give lengths") from error
-    if array.size and array.dtype.kind not in "iu":
-        raise SessionError(f"{name} have dtype {array.dtype}, not integers: give token ids")
-    return array.astype(np.int64)

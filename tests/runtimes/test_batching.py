@@ -99,7 +99,7 @@ def test_a_shared_prefix_is_as_good_as_read_again(model: Model) -> None:
     with model.session() as prefix, ContinuousBatch(model) as batch:
         prefix.append(start[None])
         if cast(Opened, model).subject is SUBJECTS["fake"].make(UNIFORM):
-            with pytest.raises(SessionError, match="cannot share a cache"):
+            with pytest.raises(SessionError, match="cannot share or save"):
                 batch.submit(ends[0], options, prefix=prefix)
             return
         for end in ends:

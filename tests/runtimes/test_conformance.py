@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,7 +260,7 @@ def test_a_fork_goes_on_by_itself(subject: Subject, size: int) -> None:
     with session(subject) as first:
         first.append(start[None])
         if not isinstance(subject.runner(1), SharingRunner):
-            with pytest.raises(SessionError, match="cannot share a cache between sessions: one with attention=paged can"):
+            with pytest.raises(SessionError, match="cannot share or save what it has cached: one with attention=paged can"):
                 first.fork()
             return
         with first.fork() as second, second.fork() as third:
@@ -270,6 +271,32 @@ def test_a_fork_goes_on_by_itself(subject: Subject, size: int) -> None:
     assert_same(subject, a, alone(subject, np.concatenate([start, left, right]))[size:])
     assert_same(subject, b, alone(subject, np.concatenate([start, right]))[size:])
     assert_same(subject, c, alone(subject, np.concatenate([start[:-2], left]))[size - 2 :])
+
+
+def test_a_saved_session_goes_on(subject: Subject, tmp_path: Path) -> None:
+    """Two rows of unequal lengths, past the window, saved, gone on with, and resumed beside."""
+    rows, more = [tokens(40, seed=70), tokens(37, seed=71)], tokens(5, seed=72)
+    padded, lengths = pad(rows)
+    with session(subject, batch=2) as first:
+        first.append(padded, lengths=lengths)
+        if not isinstance(subject.runner(1), SharingRunner):
+            with pytest.raises(SessionError, match="cannot share or save"):
+                first.save(tmp_path / "saved")
+            return
+        first.save(tmp_path / "saved")
+        first.append(np.tile(more, (2, 1)))
+        with session(subject, batch=2) as second:
+            second.restore(tmp_path / "saved")
+            assert second.positions.tolist() == lengths.tolist()
+            found = second.append(np.tile(more, (2, 1)), keep=0)
+        with (
+            session(subject) as single,
+            pytest.raises(SessionError, match="has 2 rows, for a fresh session of so many: not one of 1"),
+        ):
+            single.restore(tmp_path / "saved")
+    for row, logits in zip(rows, found, strict=True):
+        assert_same(subject, logits, alone(subject, np.concatenate([row, more]))[-len(more) :])
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
 def test_what_was_returned_stays(subject: Subject) -> None:
