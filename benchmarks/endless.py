@@ -97,7 +97,7 @@ def _subject(name: str, checkpoint: Path, folder: Path, work: Path) -> None:
 
         engine = torch_backend.open(checkpoint)
         info = torch_backend.model_info(engine.model.config)
-        session = Session(engine.runner(1), info, batch=1, chunk=CHUNK, slack=max(info.windows))
+        session = Session(engine.runner(1), info, batch=1, chunk=CHUNK, slack=max(CHUNK, *info.windows))
     tokens = np.random.default_rng(0).integers(0, info.vocab_size, (1, TOKENS))
     filled = max(info.windows) + CHUNK
     points, stretches, logits = [], [list[float](), list[float]()], []

@@ -1,7 +1,7 @@
 """A session in a file: what it holds as its engine lays it out, and what it belongs to.
 
 A safetensors file. Its metadata: `identity`, a JSON object of strings (the artifact's digest, the runtime configuration, the
-device's fingerprint) that has to be the same where it is opened; `positions` and `cached`, of each row. Its tensors are the runner's.
+device's fingerprint) that has to be the same where it is opened; `positions` and `cached`, of each row. Tensors: the runner's.
 """
 
 import json
