@@ -1,10 +1,14 @@
-// The paged runner by itself, on the tiny artifacts: its memory, and that no row ever reads what is not its own.
+// OpenVINO's runners by themselves, on the tiny artifacts: what they keep, and that no row reads what is not its own.
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <memory>
+#include <thread>
 
+#include "backends/guard.hpp"
 #include "backends/openvino/engine.hpp"
 #include "backends/openvino/warm_up.hpp"
 #include "data.hpp"
@@ -18,19 +22,19 @@ namespace {
 
 constexpr int64_t kBlock = 32;
 
-// An artifact's graph compiled in its paged form, in float32 throughout.
+// An artifact's graph, in float32 throughout.
 struct Opened {
-    explicit Opened(const std::string &place) : folder(place) {
+    Opened(const std::string &place, const char *attention) : folder(place) {
         const Json model = Json::parse(std::ifstream(folder + "/manifest.json"))["model"];
         windows = model["windows"].get<std::vector<int64_t>>();
         vocabulary = model["vocab_size"];
         widest = *std::max_element(windows.begin(), windows.end());
         full = std::count(windows.begin(), windows.end(), 0) > 0;
-        const alize_backend_option options[] = {{"accuracy", 'b', nullptr, 1}, {"attention", 's', "paged", 0}};
+        const alize_backend_option options[] = {{"accuracy", 'b', nullptr, 1}, {"attention", 's', attention, 0}};
         engine = std::make_unique<OpenVinoEngine>(alize_backend_model{
             folder.c_str(), "cpu", static_cast<int64_t>(windows.size()), model["key_value_heads"], model["head_size"],
             vocabulary, model["experts"], model["experts_per_token"], -1, windows.data(), options, 2, nullptr});
-        REQUIRE(engine->paged() != nullptr);
+        REQUIRE((engine->paged() != nullptr) == (attention == std::string("paged")));
     }
     std::vector<int64_t> blocks() const {
         std::vector<int64_t> found;
@@ -107,11 +111,11 @@ float distance(const std::vector<float> &one, const std::vector<float> &other) {
 constexpr float kSame = 1e-3F;  // of logits that spread over tens; float32 sums in another order
 
 template <typename Body>
-void each(Body body) {
+void each(Body body, const char *attention = "paged") {
     for (const Json &one : data("openvino")) {
         if (one["narrow"].is_null()) continue;  // the demo model: its tokens are compared with Python's
         CAPTURE(one["artifact"]);
-        Opened opened(one["artifact"]);
+        Opened opened(one["artifact"], attention);
         body(opened);
     }
 }
@@ -153,6 +157,17 @@ TEST_CASE("what a window cannot see is forgotten block by block, and nothing tha
             CHECK(distance(forgetting.append({token}), keeping.append({token})) < kSame);
         CHECK(keeping.runner->cached() == 403);
     });
+}
+
+TEST_CASE("the stateful form keeps what it is told to keep") {
+    const auto body = [](Opened &opened) {
+        Rows row(opened, 1);
+        row.append(some_tokens(40, 1));
+        CHECK(row.runner->cached() == 40);
+        row.runner->evict(opened.widest);
+        CHECK(row.runner->cached() == (opened.widest > 0 ? opened.widest : 40));
+    };
+    each(body, "stateful");
 }
 
 TEST_CASE("a windowed model's memory does not grow with the text") {
@@ -204,6 +219,59 @@ TEST_CASE("the last session that goes gives the memory back, and none before") {
         first.reset();
         CHECK(opened.blocks() == opened.unused());
         CHECK(Rows(opened, 1).append({1}).size() == static_cast<size_t>(opened.vocabulary));
+    });
+}
+
+TEST_CASE("a cancellation ends the step of its own session, inside the engine or waiting for it, and no other") {
+    each([](Opened &opened) {
+        using Clock = std::chrono::steady_clock;
+        const std::vector<std::vector<int64_t>> work(16, some_tokens(400, 1));
+        const auto refused = [&](Rows &rows) {
+            try {
+                rows.append_rows(work);
+            } catch (const alize::backends::Refusal &refusal) {
+                return refusal.status == ALIZE_CANCELLED;
+            }
+            return false;
+        };
+        Rows rows(opened, 16), beside(opened, 16);
+        CHECK(!refused(beside));  // packs what the first step packs
+        const auto begin = Clock::now();
+        CHECK(!refused(rows));
+        const auto span = Clock::now() - begin;
+        const auto again = [](Rows &one) { one.runner->reset(), one.positions.assign(16, 0); };
+
+        bool ended = false;
+        for (int turn = 0; turn < 50 && !ended; turn++) {
+            again(rows);
+            std::thread other([&] { std::this_thread::sleep_for(span / 4), rows.runner->cancel(); });
+            ended = refused(rows);
+            other.join();
+        }
+        CHECK(ended);
+
+        bool waited = false;
+        for (int turn = 0; turn < 50 && !waited; turn++) {
+            again(rows), again(beside);
+            std::atomic<bool> spared = false;
+            std::thread first([&] { spared = !refused(beside); });
+            std::thread other([&] { std::this_thread::sleep_for(span / 2), rows.runner->cancel(); });
+            std::this_thread::sleep_for(span / 8);
+            waited = refused(rows) && rows.runner->cached() == 0;
+            first.join(), other.join();
+            CHECK(spared);
+        }
+        CHECK(waited);
+
+        again(rows), again(beside);
+        std::atomic<bool> done = false;
+        std::thread other([&] {
+            while (!done) rows.runner->cancel();  // of a session that does nothing
+        });
+        CHECK(!refused(beside));
+        done = true;
+        other.join();
+        CHECK(!refused(rows));
     });
 }
 
