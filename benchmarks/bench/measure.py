@@ -1,5 +1,6 @@
 """Measures the subjects of one model alternately, each in a process of its own."""
 
+import json
 import os
 import shutil
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 from benchmarks.bench.floor import Floor
 from benchmarks.bench.models import BenchModel
-from benchmarks.bench.prepare import environment, folder_of, record_of
+from benchmarks.bench.prepare import environment, folder_of, last_line, record_of
 from benchmarks.bench.subjects import Subject
 from benchmarks.measuring import bandwidth, rounds_of, summaries
 from benchmarks.subjects.process import Server, SubjectFailed, once
@@ -59,9 +60,11 @@ class Measuring:
         self.prepared = {subject.name: record_of(work, model, subject) for subject in subjects}
 
     def run(self) -> dict[str, Any]:
-        """The result as it is kept."""
+        """The result as it is kept, without a folder of this machine."""
         try:
-            return self._run()
+            text = json.dumps(self._run())
+            found: dict[str, Any] = json.loads(text.replace(str(self.work.absolute()), "WORK").replace(f"{Path.cwd()}/", ""))
+            return found
         finally:
             shutil.rmtree(self.state, ignore_errors=True)
 
@@ -92,7 +95,7 @@ class Measuring:
             try:
                 server.ask(PROMPT, 2, seed=self._seed())
             except SubjectFailed as error:
-                self.failed[name] = f"{error}: {self._last_line(name)}"
+                self.failed[name] = f"{error}: {last_line(self._log(name))}"
                 continue
             servers[name] = server
         return servers
@@ -153,7 +156,7 @@ class Measuring:
             try:
                 first[name] = round(self._start(name, command), 2)
             except SubjectFailed as error:
-                self.failed[name] = f"{error}: {self._last_line(name)}"
+                self.failed[name] = f"{error}: {last_line(self._log(name))}"
                 del self.commands[name]
         measures = {
             name: lambda name=name, command=command: self._start(name, command) for name, command in self.commands.items()
@@ -177,10 +180,6 @@ class Measuring:
 
     def _log(self, name: str) -> Path:
         return self.work / self.model.name / f"{name.replace(', ', '-').replace(' ', '-')}.run.log"
-
-    def _last_line(self, name: str) -> str:
-        lines = self._log(name).read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
 
 
 def say(text: str) -> None:

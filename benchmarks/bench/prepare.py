@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.bench.models import BenchModel
 from benchmarks.bench.subjects import SUBJECTS, Paths, Subject
 
-__all__ = ["environment", "folder_of", "prepare", "record_of"]
+__all__ = ["environment", "folder_of", "last_line", "prepare", "record_of"]
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
@@ -79,7 +79,7 @@ def prepare(work: Path, model: BenchModel, subject: Subject, *, again: bool = Fa
 def _measured(
     command: Sequence[str], variables: Mapping[str, str], log: Path, limit: int | None
 ) -> tuple[dict[str, Any], str | None]:
-    """Runs it; the last lines of what it wrote where it failed. peak_mb: the most that a process of it had resident."""
+    """Runs it; the last line of what it wrote where it failed. peak_mb: the most that a process of it had resident."""
     limited = ["prlimit", f"--data={limit}", *command] if limit else command
     began = time.perf_counter()
     with log.open("ab") as stream:
@@ -93,8 +93,13 @@ def _measured(
     }
     if process.returncode == 0:
         return step, None
-    last = log.read_text(errors="replace").strip().splitlines()[-3:]
-    return step, f"exit code {process.returncode}: {' | '.join(last)}"
+    return step, f"exit code {process.returncode}: {last_line(log)}"
+
+
+def last_line(log: Path) -> str:
+    """Where programs say why they ended."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else "it said nothing"
 
 
 def _with_tokenizer(work: Path, model: BenchModel) -> Path:

@@ -82,7 +82,9 @@ def _mobius(model: BenchModel, paths: Paths) -> Sequence[Command]:
     form = ["--bits", str(model.bits), "--block_size", str(model.group or 32), "--symmetric", "--accuracy_level", "4"]
     rounding = [_EXPORT, "-m", "onnxruntime.quantization.matmul_nbits_quantizer", *files, *form]
     rest = ["find", str(floats), "-name", "*.json", "-exec", "cp", "{}", str(paths.output), ";"]
-    return [[*export, "--runtime", "ort-genai"], rounding, rest]
+    # onnxruntime-genai refuses the name mixtral, and runs such a graph as it runs any other decoder
+    named = ["sed", "-i", 's/"type": "mixtral"/"type": "mistral"/', str(paths.output / "genai_config.json")]
+    return [[*export, "--runtime", "ort-genai"], rounding, rest, named]
 
 
 def _llama_cpp(model: BenchModel, paths: Paths) -> Sequence[Command]:
