@@ -1,6 +1,7 @@
 """What is measured: checkpoints, and how finely their weights are rounded."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,11 @@ class BenchModel:
         return work / "checkpoints" / f"{self.checkpoint}{suffix}"
 
     def make_checkpoint(self, work: Path) -> Path:
-        """What is there is used as it is."""
+        """What is there is used as it is. Measuring needs no more than its config.json: the shards may be removed meanwhile."""
         folder = self.checkpoint_folder(work)
-        if (folder / "config.json").exists():
+        if any(folder.glob("*.safetensors")):
             return folder
+        shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if self.random:
             return write_checkpoint(self.checkpoint, folder, layers=self.layers)

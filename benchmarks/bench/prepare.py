@@ -113,8 +113,8 @@ def _with_tokenizer(work: Path, model: BenchModel) -> Path:
     files = list(checkpoint.iterdir()) + [demo / name for name in TOKENIZER]
     for file in files:
         target = folder / file.name
-        if not target.exists():
-            target.symlink_to(file.absolute())
+        target.unlink(missing_ok=True)
+        target.symlink_to(file.absolute())
     return folder
 
 
