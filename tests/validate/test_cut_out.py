@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from alize.compilers import compiler_for
+from alize.drafting import draft_manifest
+from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Mixture, Reference
+from alize.optimize.quantisation import Quantisation
 from alize.validate.cut_out import CutOut, examine
-from tests.tiny import tiny_checkpoint
+from alize.validate.stored import as_stored
+from tests.tiny import RUN_HERE, tiny_checkpoint
 
 Answer = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
 SIZES = [(4, 1), (4, 2), (8, 2), (8, 3)]
@@ -162,3 +167,20 @@ def test_nothing_to_run() -> None:
 
     found = examine(Probe(lambda _: pytest.fail("it was run")), Path(), Zero(), 0, [2], top_k=1, factor=30.0)  # type: ignore[arg-type]
     assert found == CutOut((), (2,), (), ())
+
+
+@pytest.mark.parametrize("target", RUN_HERE)
+@pytest.mark.parametrize("weights", ["int8-channel", "int4-g32"])
+def test_experts_in_integers_are_asked_exactly(target: str, weights: str, tmp_path: Path) -> None:
+    """An engine that rounds what integers are multiplied with, as it does by default, would be far outside the tolerance."""
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "tiny", layers=1, experts=4, top_k=2))
+    compiler = compiler_for(target)
+    options = draft_manifest(checkpoint, compiler, device="cpu", weights=weights).target.options
+    (tmp_path / "out").mkdir()
+    compiler.lowering.lower(export_hub(checkpoint), tmp_path / "out", weights=weights, options=options)
+    quantisation = Quantisation.parse(weights)
+    assert quantisation is not None
+    rule = as_stored(quantisation, compiler.probe.stored_integers(tmp_path / "out"))
+    mixture = Reference(checkpoint, weights=rule).mixture(0)
+    found = examine(compiler.probe, tmp_path / "out", mixture, 0, range(4), top_k=2, factor=30.0)
+    assert found == CutOut((0, 1, 2, 3), (), (), ())

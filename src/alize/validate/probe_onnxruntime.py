@@ -17,6 +17,7 @@ from alize.optimize.round_to_integers import Integers
 from alize.optimize.rounded import IntegerSource
 from alize.optimize.transpose_weights import SUFFIX
 from alize.optimize.widen import read_widened
+from alize.runtimes.onnxruntime_runner import session_options
 
 __all__ = ["between", "cut_experts", "residual_stream", "stored_integers", "stored_weights"]
 
@@ -118,10 +119,9 @@ def _read(node: onnx.NodeProto) -> list[str]:
 
 
 def _session(model: onnx.ModelProto, folder: Path) -> Any:
-    """Of a model whose weights lie in FOLDER."""
+    """Of a model whose weights lie in FOLDER, in exact mode: by itself the engine rounds what integers are multiplied with."""
     import onnxruntime
 
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
+    settings = session_options({})
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
