@@ -27,6 +27,8 @@ from alize.runtimes.openvino_warm_up import biases, no_bias
 from alize.runtimes.runner import RunnerStep
 from alize.runtimes.taps import Taps
 
+_ONE_BY_ONE = 64  # tokens: each reads the whole cache anew, which for more would cost more than it is worth
+
 __all__ = ["Answer", "PagedEngine", "PagedRunner", "RowStep", "page"]
 
 
@@ -87,6 +89,18 @@ class RowStep:
     position: int
     wanted: int
 
+    def spans(self) -> list[tuple[int, int]]:
+        """Cached positions before, and new tokens, of each row that the engine is shown for this one: usually one.
+
+        Where logits of all of a few tokens are wanted (a draft is being checked), each token is a row of its own over the same
+        blocks. All keys are written before any is read, so that it sees what it should; and attention is then summed as it is
+        when a token is generated alone. Else it would differ in the last bits, and where activations are rounded to 8 bits that
+        becomes a difference of a logit and more.
+        """
+        new = len(self.tokens)
+        past = self.tables[0].end - self.tables[0].first - new
+        return [(past + i, 1) for i in range(new)] if self.wanted == new <= _ONE_BY_ONE else [(past, new)]
+
 
 class _Layers:
     """The keys and values of some layers in blocks: tensors [blocks,K,...] as the compiled graph wants them."""
@@ -111,10 +125,11 @@ class _Layers:
         if self.pool.used == self.hidden:
             self.pool.shrink(int(self.hidden))
 
-    def indices(self, tables: Sequence[Table]) -> NDArray[np.int32]:
-        """The blocks of some rows, one row behind another; what was forgotten is named where it is hidden."""
+    def indices(self, tables: Sequence[Table], counts: Sequence[int]) -> NDArray[np.int32]:
+        """The first counts[i] blocks of some rows, one row behind another; what was forgotten is named where it is hidden."""
         forgotten = ([0] * (table.first // table.size) if self.hidden else [] for table in tables)
-        return np.array([block for some, table in zip(forgotten, tables, strict=True) for block in some + table.blocks], np.int32)
+        rows = zip(forgotten, tables, counts, strict=True)
+        return np.array([block for some, table, count in rows for block in (some + table.blocks)[:count]], np.int32)
 
     def read(self, blocks: Sequence[int]) -> dict[str, NDArray[np.uint8]]:
         """What is in some blocks: of each tensor uint8 [blocks,bytes]."""
@@ -164,6 +179,7 @@ class PagedEngine:
         self.lock = threading.Lock()
         self.abandoned: deque[Table] = deque()  # of runners that nobody closed
         self._request = compiled.create_infer_request()
+        self._threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         inputs = {value.get_any_name(): value for value in compiled.inputs}
         kinds: dict[bool, list[int]] = {}
         for layer, window in enumerate(info.windows):
@@ -203,24 +219,34 @@ class PagedEngine:
         self.memory = ()
 
     def _feeds(self, steps: Sequence[RowStep]) -> dict[str, NDArray[Any]]:
-        counts = np.array([len(step.tokens) for step in steps])
-        tables = [step.tables[0] for step in steps]
-        past = np.array([table.end - table.first for table in tables]) - counts
-        ends = counts.cumsum()
+        spans = [(step, past, new) for step in steps for past, new in step.spans()]
+        past, new = (np.array([span[index] for span in spans]) for index in (1, 2))
+        blocks = -(-(past + new) // self.memory[0].size)
+        idle = self._idle(new)
+        ends = np.array([len(step.tokens) for step in steps]).cumsum()
         feeds = {
             "input_ids": np.concatenate([step.tokens for step in steps]),
             "position_ids": np.concatenate([np.arange(step.position, step.position + len(step.tokens)) for step in steps]),
-            "past_lens": past.astype(np.int32),
-            "subsequence_begins": np.array([0, *ends], np.int32),
-            "block_indices_begins": np.array([0, *np.cumsum([-(-n // tables[0].size) for n in past + counts])], np.int32),
-            "max_context_len": np.array((past + counts).max(), np.int32),
+            "past_lens": np.array([*past, *[0] * idle], np.int32),
+            "subsequence_begins": np.array([0, *new.cumsum(), *[ends[-1]] * idle], np.int32),
+            "block_indices_begins": np.array([0, *blocks.cumsum(), *[blocks.sum()] * idle], np.int32),
+            "max_context_len": np.array((past + new).max(), np.int32),
             "logits_index": np.concatenate([np.arange(end - step.wanted, end) for step, end in zip(steps, ends, strict=True)]),
         }
         for number, memory in enumerate(self.memory):
-            indices = memory.indices([step.tables[number] for step in steps])
+            indices = memory.indices([step.tables[number] for step, _, _ in spans], blocks.tolist())
             names = [f"block_indices.{layer}" for layer in memory.layers] if len(self.memory) > 1 else ["block_indices"]
             feeds |= dict.fromkeys(names, indices)
         return feeds | self._fixed
+
+    def _idle(self, new: NDArray[np.int64]) -> int:
+        """How many rows without a token are shown besides, so that one token is summed as it is among others.
+
+        The engine has a third way to sum, for single tokens of fewer rows than threads, which splits a row's keys among the
+        threads. With a key/value head for every thread nothing is gained by that.
+        """
+        rows = self._threads - len(new)
+        return max(rows, 0) if new.max() == 1 and self._threads <= self.info.key_value_heads else 0
 
     def _answers(self, steps: Sequence[RowStep], result: Any) -> list[Answer]:
         logits = np.array(result["logits"]).reshape(-1, self.info.vocab_size)  # a copy: the next step writes to the same place

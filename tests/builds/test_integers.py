@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from alize.arguments import parse
 from alize.building import build
@@ -14,6 +15,8 @@ from alize.compilers import compiler_for
 from alize.errors import ValidationFailed
 from alize.optimize.round_to_integers import Integers
 from alize.runtimes.model import load
+from alize.runtimes.registry import backend_module
+from alize.runtimes.session import Session
 from alize.validate import validate_artifact
 from alize.validate.judge import Budget
 from tests.builds.conftest import Alize, BuiltOnce
@@ -76,6 +79,30 @@ def test_both_configurations_load(target: str, built: BuiltOnce, own_state: Path
             logits[name] = session.append(tokens, keep=0)
     error = np.abs(logits["default"] - logits["exact"])
     assert 0 < error.mean() < 0.2 * logits["exact"].std()
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_draft_is_checked_with_the_bits_of_decoding(weights: str, built: BuiltOnce) -> None:
+    """On paged attention, activations rounded: a chunk of which all logits are wanted has those of one token at a time.
+
+    In and beyond the window of 12. One kernel for both is what it takes: rounding makes tenths of a logit of the last bit.
+    """
+    one = built("openvino", weights=weights, budget=GENEROUS)
+    options = {**one.manifest.configurations[0].options, "threads": 2}  # as many as key/value heads
+    assert options["attention"] == "paged"
+    engine = backend_module("openvino").open(one.folder, one.manifest, "cpu", options)
+    tokens = np.random.default_rng(0).integers(0, 300, (1, 68))
+
+    def logits(size: int) -> NDArray[np.float32]:
+        with Session(engine.runner(1), one.manifest.model, batch=1, chunk=32, slack=64) as session:
+            session.append(tokens[:, :4])
+            steps = [session.append(tokens[:, at : at + size], keep=size)[0] for at in range(4, 68, size)]
+        return np.concatenate(steps)
+
+    alone = logits(1)
+    for size in (2, 4, 16, 32):
+        np.testing.assert_array_equal(logits(size), alone)
+    engine.close()
 
 
 @each_target

@@ -11,6 +11,13 @@
 namespace alize::backends {
 namespace {
 
+constexpr int64_t kOneByOne = 64;  // tokens: each reads the whole cache anew
+
+size_t rows_for_one_kernel(const ov::CompiledModel &compiled, const alize_backend_model &model) {
+    const auto threads = compiled.get_property(ov::inference_num_threads);
+    return threads <= model.key_value_heads ? static_cast<size_t>(threads) : 0;
+}
+
 std::vector<size_t> layers_where(const alize_backend_model &model, bool windowed) {
     std::vector<size_t> found;
     for (int64_t layer = 0; layer < model.layers; layer++) {
@@ -25,6 +32,7 @@ PagedEngine::PagedEngine(ov::CompiledModel &compiled, const alize_backend_model 
     : request_(compiled.create_infer_request()),
       vocab_size_(static_cast<size_t>(model.vocab_size)),
       windowed_(std::any_of(model.windows, model.windows + model.layers, [](int64_t window) { return window > 0; })),
+      rows_at_least_(rows_for_one_kernel(compiled, model)),
       expert_bias_(static_cast<size_t>(model.experts), 0.0F) {
     if (mixed(model)) {
         caches_.emplace_back(compiled, request_, layers_where(model, false), false);
@@ -102,13 +110,31 @@ void PagedEngine::gather(const std::vector<RowStep> &steps) {
         for (int64_t i = 0; i < step.count; i++) positions_.push_back(step.position + i);
         const auto end = static_cast<int64_t>(tokens_.size());
         for (int64_t i = end - step.wanted; i < end; i++) logits_index_.push_back(i);
-        const int64_t held = step.tables->front().held();
-        past_.push_back(static_cast<int32_t>(held - step.count));
-        longest_ = std::max(longest_, static_cast<int32_t>(held));
-        begins_.push_back(static_cast<int32_t>(end));
-        for (size_t number = 0; number < caches_.size(); number++)
-            caches_[number].add_indices((*step.tables)[number], blocks_[number]);
-        block_begins_.push_back(static_cast<int32_t>(blocks_.front().size()));
+        // Where a draft is being checked each token is a row: see RowStep.spans in openvino_paged.py.
+        const int64_t past = step.tables->front().held() - step.count;
+        const int64_t each = step.wanted == step.count && step.count <= kOneByOne ? 1 : step.count;
+        for (int64_t done = 0; done < step.count; done += each) add_row(*step.tables, past + done, each);
+    }
+    add_idle_rows();
+}
+
+void PagedEngine::add_row(const std::vector<Table> &tables, int64_t past, int64_t count) {
+    const int64_t size = caches_.front().size, blocks = (past + count + size - 1) / size;
+    past_.push_back(static_cast<int32_t>(past));
+    longest_ = std::max(longest_, static_cast<int32_t>(past + count));
+    begins_.push_back(begins_.back() + static_cast<int32_t>(count));
+    for (size_t number = 0; number < caches_.size(); number++)
+        caches_[number].add_indices(tables[number], blocks, blocks_[number]);
+    block_begins_.push_back(static_cast<int32_t>(blocks_.front().size()));
+}
+
+// Rows without a token, so that one token is summed as it is among others: see PagedEngine._idle in openvino_paged.py.
+void PagedEngine::add_idle_rows() {
+    if (past_.size() != tokens_.size()) return;
+    while (past_.size() < rows_at_least_) {
+        past_.push_back(0);
+        begins_.push_back(begins_.back());
+        block_begins_.push_back(block_begins_.back());
     }
 }
 

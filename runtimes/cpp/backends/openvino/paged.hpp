@@ -67,12 +67,15 @@ private:
     void run(const std::vector<RowStep> &steps);
     void make_room(const std::vector<RowStep> &steps);
     void gather(const std::vector<RowStep> &steps);
+    void add_row(const std::vector<Table> &tables, int64_t past, int64_t count);
+    void add_idle_rows();
     void feed();
     void answer(const std::vector<RowStep> &steps);
 
     ov::InferRequest request_;
     const size_t vocab_size_;
     const bool windowed_;
+    const size_t rows_at_least_;  // of one token each, see add_idle_rows
     std::deque<PagedCache> caches_;
     std::vector<std::string>
         index_names_;                   // of the inputs that take a cache's blocks, by layer where there are two caches

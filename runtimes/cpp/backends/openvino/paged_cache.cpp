@@ -50,9 +50,10 @@ void PagedCache::shrink_unused() {
     if (used() == hidden_) shrink(hidden_);
 }
 
-void PagedCache::add_indices(const Table &row, std::vector<int32_t> &indices) const {
-    if (hidden_) indices.insert(indices.end(), static_cast<size_t>(row.first() / size), 0);
-    indices.insert(indices.end(), row.blocks().begin(), row.blocks().end());
+void PagedCache::add_indices(const Table &row, int64_t count, std::vector<int32_t> &indices) const {
+    const int64_t forgotten = hidden_ ? std::min(row.first() / size, count) : 0;
+    indices.insert(indices.end(), static_cast<size_t>(forgotten), 0);
+    indices.insert(indices.end(), row.blocks().begin(), row.blocks().begin() + (count - forgotten));
 }
 
 void PagedCache::grow(int64_t blocks) {

@@ -18,8 +18,8 @@ public:
 
     // Gives the memory back where no table has a block.
     void shrink_unused();
-    // Adds the blocks of one row; what was forgotten is named where it is hidden.
-    void add_indices(const Table &row, std::vector<int32_t> &indices) const;
+    // Adds the first `count` blocks of one row; what was forgotten is named where it is hidden.
+    void add_indices(const Table &row, int64_t count, std::vector<int32_t> &indices) const;
 
     const std::vector<size_t> &layers() const { return layers_; }
 
