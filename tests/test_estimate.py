@@ -152,7 +152,13 @@ def test_a_build_that_does_not_fit_at_once_is_run_in_slices(target: str, checkpo
     whole = build(str(checkpoint), output=tmp_path / "whole", target=target)
     assert "compiled_in_slices" not in whole.target.structure
     same = {(case.name, case.question): case for case in whole.validation.cases}
-    assert all(same[case.name, case.question] == case for case in manifest.validation.cases)
+    paged = target == "openvino"  # which slices cannot be: what load runs is then the stateful form, that was measured
+    assert [options.options.get("attention") for options in (whole.configurations[0], manifest.configurations[0])] == (
+        ["paged", None] if paged else [None, None]
+    )
+    compared = [case for case in manifest.validation.cases if not (paged and case.question == "runtime loss")]
+    assert len(compared) > 2
+    assert all(same[case.name, case.question] == case for case in compared)
     weights = {entry.path: entry for entry in manifest.files if entry.path.startswith(("openvino_model", "model.onnx"))}
     assert weights == {entry.path: entry for entry in whole.files if entry.path in weights}
 
