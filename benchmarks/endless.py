@@ -147,8 +147,7 @@ def _compare(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _peer(python: Path, folder: Path) -> list[dict[str, float]]:
-    rival = Path(__file__).parent / "subjects" / "endless_genai.py"
-    command = [str(python), str(rival), str(folder), *map(str, PEER_POINTS)]
+    command = [str(python), "-m", "benchmarks.subjects.endless_genai", str(folder), *map(str, PEER_POINTS)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 
