@@ -100,7 +100,10 @@ def _subject(name: str, checkpoint: Path, folder: Path, work: Path) -> None:
         session = Session(engine.runner(1), info, batch=1, chunk=CHUNK, slack=max(CHUNK, *info.windows))
     tokens = np.random.default_rng(0).integers(0, info.vocab_size, (1, TOKENS))
     filled = max(info.windows) + CHUNK
-    points, stretches, logits = [], [list[float](), list[float]()], []
+    points, stretches = [], [list[float](), list[float]()]
+    logits = np.lib.format.open_memmap(  # a file: what is kept to be compared is not the session's memory
+        work / f"endless-{name}.npy", "w+", np.float32, (STRETCH, info.vocab_size)
+    )
     for size, single in _steps(max(info.windows)):
         start = session.position
         began = time.perf_counter()
@@ -110,10 +113,10 @@ def _subject(name: str, checkpoint: Path, folder: Path, work: Path) -> None:
             late = start >= TOKENS - STRETCH
             stretches[late].append(seconds)
             if late:
-                logits.append(last[0, 0])
+                logits[start - (TOKENS - STRETCH)] = last[0, 0]
         if not single or session.position in (filled + STRETCH, TOKENS):
             points.append([session.position, round(_anonymous_mb(), 1)])
-    np.save(work / f"endless-{name}.npy", np.stack(logits))
+    logits.flush()
     held = dict(points)
     print(
         json.dumps(
