@@ -50,7 +50,8 @@ def open(  # noqa: A001 - the name that every back-end module has
 
 
 def open_graph(model: onnx.ModelProto, folder: Path, options: Mapping[str, str | int | bool] = NO_OPTIONS) -> Any:
-    """An onnxruntime session of a model whose weights lie in FOLDER. options: of `session_options`. Raises LoweringFailed."""
+    """An onnxruntime session of a model whose weights lie in FOLDER. options: of `session_options`, without any
+    in exact mode: by itself the engine rounds what integers are multiplied with. Raises LoweringFailed."""
     import onnxruntime
 
     settings = session_options(options)

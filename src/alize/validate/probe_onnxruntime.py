@@ -17,7 +17,7 @@ from alize.optimize.round_to_integers import Integers
 from alize.optimize.rounded import IntegerSource
 from alize.optimize.transpose_weights import SUFFIX
 from alize.optimize.widen import read_widened
-from alize.runtimes.onnxruntime_runner import session_options
+from alize.validate.graph_proof import open_graph
 
 __all__ = ["between", "cut_experts", "residual_stream", "stored_integers", "stored_weights"]
 
@@ -64,7 +64,7 @@ def residual_stream(folder: Path, tokens: NDArray[np.int64], names: list[str]) -
     """[S,n] of each named point, after one pass over tokens [S]."""
     model = read_widened(folder / MODEL_FILE)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = _session(model, folder)
+    session = open_graph(model, folder)
     size = len(tokens)
     feeds: dict[str, Any] = {
         "input_ids": tokens[None],
@@ -86,7 +86,7 @@ def cut_experts(
     experts int64 [n,top_k] and the output float32 [n,M]. Only this layer's weights are read.
     """
     start, names = f"layers.{layer}.moe_input", [f"layers.{layer}.{part}" for part in ("router_logits", "experts", "moe")]
-    session = _session(between(read_widened(folder / MODEL_FILE), start, names), folder)
+    session = open_graph(between(read_widened(folder / MODEL_FILE), start, names), folder)
     given = {start: hidden[None], "input_ids": np.zeros((1, len(hidden)), np.int64)}
     found = session.run(names, {value.name: given[value.name] for value in session.get_inputs()})
     logits, experts, output = (array.reshape(len(hidden), -1) for array in found)
@@ -116,12 +116,3 @@ def _read(node: onnx.NodeProto) -> list[str]:
     """The values that a node reads, also inside its branches; what these make themselves is nobody's output and goes nowhere."""
     inner = [name for attribute in node.attribute for part in attribute.g.node for name in _read(part)]
     return [*node.input, *inner]
-
-
-def _session(model: onnx.ModelProto, folder: Path) -> Any:
-    """Of a model whose weights lie in FOLDER, in exact mode: by itself the engine rounds what integers are multiplied with."""
-    import onnxruntime
-
-    settings = session_options({})
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])

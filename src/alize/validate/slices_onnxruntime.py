@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from alize.artifact.manifest import ModelInfo
 from alize.optimize.onnxruntime_slices import cut_layers
 from alize.optimize.widen import read_widened
-from alize.runtimes.onnxruntime_runner import MODEL_FILE, OnnxRuntimeRunner, session_options
+from alize.runtimes.onnxruntime_runner import MODEL_FILE, OnnxRuntimeRunner
+from alize.validate.graph_proof import open_graph
 
 __all__ = ["WHOLE", "open_slice"]
 
@@ -27,14 +28,9 @@ def open_slice(
     taps: Sequence[str] = (),
 ) -> "OnnxRuntimeSlice":
     """The layers first..stop-1 on the CPU provider."""
-    import onnxruntime
-
     model, start, output = cut_layers(read_widened(folder / MODEL_FILE), first, stop, info.layers)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
-    settings = session_options(options)
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    return OnnxRuntimeSlice(session, info, range(first, stop), start, output, taps)
+    return OnnxRuntimeSlice(open_graph(model, folder, options), info, range(first, stop), start, output, taps)
 
 
 class OnnxRuntimeSlice:
