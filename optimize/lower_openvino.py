@@ -26,6 +26,7 @@ from alize.optimize.openvino_structure import (
     norms_of_ones,
     one_line,
     paged_attentions,
+    paged_form,
     paged_windows,
 )
 from alize.optimize.openvino_ties import lower_index_first
@@ -122,10 +123,11 @@ def check_structure(
         missing = [part for part, layers in nodes.items() if layer not in layers and layer not in ones.get(part, ())]
         if missing:
             raise LoweringFailed(f"layer {layer}: no fused {' and no fused '.join(missing)} in the compiled graph")
-    paged = paged_windows(path)
-    if paged != list(windows):  # the engine's order of computation is that of the layers
-        raise LoweringFailed(f"paged attention would run with the windows {paged}, the model's are {list(windows)}")
-    fused = None if slices else paged_attentions(path)
+    paged = paged_form(path)
+    found_windows = paged_windows(paged)
+    if found_windows != list(windows):  # the engine's order of computation is that of the layers
+        raise LoweringFailed(f"paged attention would run with the windows {found_windows}, the model's are {list(windows)}")
+    fused = None if slices else paged_attentions(paged)
     if fused not in (None, info.layers):
         raise LoweringFailed(f"{fused} of {info.layers} layers have a fused attention in the compiled paged form")
     return {
@@ -134,7 +136,7 @@ def check_structure(
         "rotary_nodes": len(nodes["RoPE of the query"]) + len(nodes["RoPE of the key"]),
         "norm_nodes": len(nodes["RMS before attention"]) + len(nodes["RMS before the MLP"]),
         **({"norms_of_ones": unscaled} if (unscaled := sum(map(len, ones.values()))) else {}),
-        "paged_attention_windows": sorted(set(paged)),
+        "paged_attention_windows": sorted(set(found_windows)),
         **({} if slices else {"paged_attention_nodes": fused}),
         "windows": list(windows),
         **({"experts": _check_experts(phases, kinds, info, form)} if form else {}),

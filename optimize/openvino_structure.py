@@ -19,6 +19,7 @@ __all__ = [
     "norms_of_ones",
     "one_line",
     "paged_attentions",
+    "paged_form",
     "paged_windows",
 ]
 
@@ -69,23 +70,24 @@ def _above(node: Any) -> Iterator[Any]:
                 waiting += [value.get_node() for value in current.input_values()]
 
 
-def paged_windows(path: Path) -> list[int]:
-    """The windows that the engine's own paged-attention pass finds in the IR, one for each attention (0 = none).
+def paged_windows(paged: Any) -> list[int]:
+    """The windows that the pass of `paged_form` found in the masks, one for each attention (0 = none)."""
+    attentions = [node for node in paged.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"]
+    return [_evaluate(node.input_value(10).get_node()) for node in attentions]
+
+
+def paged_attentions(paged: Any) -> int:
+    """How many nodes of the paged form are paged attention once compiled. Raises LoweringFailed where it cannot be compiled."""
+    compiled = _compiled(paged, counted=False)
+    return sum(_info(node, "layerType") == "PagedAttention" for node in compiled.get_runtime_model().get_ops())
+
+
+def paged_form(path: Path) -> Any:
+    """The IR as the engine's own paged-attention pass leaves it.
 
     `load` runs this pass, and openvino_genai does on any model that it opens; it drops a window whose mask it doesn't recognise.
     Raises LoweringFailed when the pass does not know the attention itself.
     """
-    attentions = [node for node in _paged(path).get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"]
-    return [_evaluate(node.input_value(10).get_node()) for node in attentions]
-
-
-def paged_attentions(path: Path) -> int:
-    """How many nodes of the compiled paged form are paged attention. Raises LoweringFailed where it cannot be compiled."""
-    compiled = _compiled(_paged(path), counted=False)
-    return sum(_info(node, "layerType") == "PagedAttention" for node in compiled.get_runtime_model().get_ops())
-
-
-def _paged(path: Path) -> Any:
     import openvino
     from openvino._offline_transformations import paged_attention_transformation
 

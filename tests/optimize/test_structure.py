@@ -13,7 +13,14 @@ from alize.errors import LoweringFailed
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.optimize import lower_onnxruntime, lower_openvino, openvino_attention, openvino_stateful
-from alize.optimize.openvino_structure import compile_ir, execution_kinds, execution_layers, mask_windows, paged_windows
+from alize.optimize.openvino_structure import (
+    compile_ir,
+    execution_kinds,
+    execution_layers,
+    mask_windows,
+    paged_form,
+    paged_windows,
+)
 from alize.optimize.passes import Pass, attentions, drop_functions
 from alize.optimize.rotary_before_split import rotary_before_split
 from tests.export.hubs import Tiny, make_tiny
@@ -183,7 +190,7 @@ def test_each_question_by_itself(tiny: Tiny, tmp_path: Path) -> None:
     lower(tiny, "openvino", tmp_path / "out")
     path = tmp_path / "out" / "openvino_model.xml"
     assert mask_windows(path) == {0: W, 1: W}
-    assert paged_windows(path) == [W, W]
+    assert paged_windows(paged_form(path)) == [W, W]
     layers = execution_layers(execution_kinds(compile_ir(path)))
     assert set(layers) == {
         "stateful attention",
@@ -219,7 +226,7 @@ def test_an_attention_that_the_paged_pass_does_not_know(tiny: Tiny, tmp_path: Pa
     grouped_by_tile(monkeypatch)
     lower(tiny, "openvino", tmp_path / "out")
     with pytest.raises(LoweringFailed, match="paged-attention pass does not take the model"):
-        paged_windows(tmp_path / "out" / "openvino_model.xml")
+        paged_form(tmp_path / "out" / "openvino_model.xml")
 
 
 def test_layers_with_windows_of_their_own(tiny: Tiny, tmp_path: Path) -> None:
