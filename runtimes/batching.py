@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alize.errors import SessionError, UsageError
-from alize.runtimes.generate import FinishReason, GenerationOptions
+from alize.runtimes.generate import FinishReason, GenerationOptions, finish_reason
 from alize.runtimes.model import Model
 from alize.runtimes.sampling import sample
 from alize.runtimes.session import Session
@@ -140,13 +140,7 @@ class ContinuousBatch(Iterator[list[NewToken]]):
         token = int(sample(logits, one.session.positions, one.options)[0])
         one.written += 1
         one.pending = np.array([token], np.int64)
-        reason: FinishReason | None = None
-        if token in one.options.stop_token_ids:
-            reason = "stop"
-        elif one.written >= one.options.max_new_tokens:
-            reason = "length"
-        elif one.session.room == 0:
-            reason = "context"
+        reason = finish_reason(token, one.options, count=one.written, room=one.session.room)
         if reason is not None:
             self._running.remove(one)
             one.session.close()

@@ -13,7 +13,7 @@ from alize.runtimes.sampling import SamplingOptions, sample
 from alize.runtimes.session import Session
 from alize.runtimes.speculation import Drafter, Speculation
 
-__all__ = ["ENDED", "FinishReason", "Generation", "GenerationOptions", "generate"]
+__all__ = ["ENDED", "FinishReason", "Generation", "GenerationOptions", "finish_reason", "generate"]
 
 FinishReason = Literal["stop", "length", "context"]
 
@@ -32,6 +32,15 @@ class GenerationOptions(SamplingOptions):
         super().__post_init__()
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens {self.max_new_tokens} must be 1 or more")
+
+
+def finish_reason(token: int, options: GenerationOptions, *, count: int, room: int | None) -> FinishReason | None:
+    """Why a row ends behind `token`, its count-th new one; None where it goes on. room: see Session."""
+    if token in options.stop_token_ids:
+        return "stop"
+    if count >= options.max_new_tokens:
+        return "length"
+    return "context" if room == 0 else None
 
 
 def generate(
@@ -128,12 +137,6 @@ class Generation(Iterator[NDArray[np.int64]]):
 
     def _finish(self, yielded: NDArray[np.int64]) -> None:
         room = None if self._session.room is None else self._session.room + len(self._drawn)
-        for row, token in enumerate(yielded):
-            if self.finish_reasons[row] is not None:
-                continue
-            if token in self._options.stop_token_ids:
-                self.finish_reasons[row] = "stop"
-            elif self._count >= self._options.max_new_tokens:
-                self.finish_reasons[row] = "length"
-            elif room == 0:
-                self.finish_reasons[row] = "context"
+        for row, token in enumerate(yielded.tolist()):
+            if self.finish_reasons[row] is None:
+                self.finish_reasons[row] = finish_reason(token, self._options, count=self._count, room=room)
