@@ -20,7 +20,7 @@ from alize.runtimes.registry import BACKENDS, Backend, BackendModule, Engine, ba
 from alize.runtimes.session import Limits, Session, session_limits
 from alize.runtimes.text import Tokenizer
 
-__all__ = ["Model", "Place", "find_place", "load", "replay"]
+__all__ = ["Model", "Place", "find_place", "golden_verdict", "load", "replay"]
 
 _log = logging.getLogger("alize")
 
@@ -257,14 +257,19 @@ def _check_here(place: Place, model: Model) -> None:
         )
 
 
+def golden_verdict(model: Model) -> Verdict:
+    """The golden prompts, replayed on this model and judged by their budget. Raises what the engine raises."""
+    budget, cases = read_golden(model.folder / GOLDEN)
+    with model.session() as session:
+        return judge(measure(session, cases), budget)
+
+
 def _replay(place: Place, model: Model) -> Verdict:
     remedy = f"`alize validate {place.folder}` repeats it, `{place.manifest.rebuild}` rebuilds"
     if GOLDEN not in {entry.path for entry in place.manifest.files}:
         raise NotValidated(f"{place.folder} has no {GOLDEN} to replay on {place.device}: rebuild with `{place.manifest.rebuild}`")
     try:
-        budget, cases = read_golden(place.folder / GOLDEN)
-        with model.session() as session:
-            verdict = judge(measure(session, cases), budget)
+        verdict = golden_verdict(model)
     except Exception as error:  # an engine raises what it likes; without a replay there is no verdict
         raise NotValidated(f"the replay of {place.folder} cannot run on {place.device} ({error}): {remedy}") from error
     place.record(DeviceVerdict("pass" if verdict.passed else "fail", verdict.figures))

@@ -17,10 +17,11 @@ import numpy as np
 from alize.artifact.manifest import Configuration
 from alize.artifact.state import DeviceVerdict
 from alize.errors import ArtifactError, NotValidated, UsageError
-from alize.runtimes.golden import GOLDEN, Verdict, judge, measure, read_golden
+from alize.runtimes.golden import GOLDEN, Verdict
 from alize.runtimes.levers import fits, levers
-from alize.runtimes.model import Model, Place, find_place
+from alize.runtimes.model import Model, Place, find_place, golden_verdict
 from alize.runtimes.registry import BACKENDS, Backend
+from alize.runtimes.session import DEFAULT_CHUNK
 
 __all__ = ["Candidate", "Timing", "Tuned", "Workload", "forget", "tune"]
 
@@ -77,8 +78,7 @@ class Tuned:
 class Listener(Protocol):
     """Is told what happens."""
 
-    def stage(self, name: str, *, steps: int | None = None) -> None: ...
-    def advance(self, n: int = 1) -> None: ...
+    def stage(self, name: str) -> None: ...
 
 
 def tune(
@@ -186,9 +186,7 @@ class _Search:
         except ArtifactError as error:
             return None, None, str(error)
         try:
-            budget, cases = read_golden(self._place.folder / GOLDEN)
-            with model.session() as session:
-                verdict = judge(measure(session, cases), budget)
+            verdict = golden_verdict(model)
         except BaseException:
             model.close()
             raise
@@ -226,5 +224,5 @@ class _Search:
             return first - began, (time.perf_counter() - first) / _DECODED
 
 
-_DEFAULTS: dict[str, str | int] = {"attention": "stateful", "threads": 0, "chunk": 512}
+_DEFAULTS: dict[str, str | int] = {"attention": "stateful", "threads": 0, "chunk": DEFAULT_CHUNK}
 """What an option is where a configuration does not name it."""

@@ -87,9 +87,6 @@ def test_what_is_wrong_is_refused_however_fast(place: Path, monkeypatch: pytest.
     right = fake.FakeRunner.step
     opened: list[int] = []
 
-    class Engine(fake.FakeEngine):
-        pass
-
     def open_engine(folder: Path, given: Manifest, device: str, options: dict[str, int], taps: tuple[str, ...] = ()) -> object:
         opened.append(options.get("threads", 0))
         return right_open(folder, given, device, options, taps)
