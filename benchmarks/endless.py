@@ -28,7 +28,8 @@ from alize.compilers import compiler_for
 from alize.models.checkpoint import Checkpoint
 from alize.models.demo_checkpoint import cache_dir, make_demo_checkpoint
 from benchmarks.make_checkpoint import SHAPES, write_checkpoint
-from benchmarks.measuring import RESULTS, Lowered, write_result
+from benchmarks.measuring import RESULTS, Lowered, summary, write_result
+from benchmarks.subjects.process import memory
 
 TOKENS, CHUNK, STRETCH = 32768, 512, 1000
 PEER = Path(".peers/openvino/bin/python")
@@ -115,7 +116,7 @@ def _subject(name: str, checkpoint: Path, folder: Path, work: Path) -> None:
             if late:
                 logits[start - (TOKENS - STRETCH)] = last[0, 0]
         if not single or session.position in (filled + STRETCH, TOKENS):
-            points.append([session.position, round(_anonymous_mb(), 1)])
+            points.append([session.position, memory()["anonymous_mb"]])
     logits.flush()
     held = dict(points)
     print(
@@ -124,21 +125,11 @@ def _subject(name: str, checkpoint: Path, folder: Path, work: Path) -> None:
                 "window": max(info.windows),
                 "anonymous_mb": points,
                 "last / filled, memory": round(held[TOKENS] / held[filled + STRETCH], 4),
-                "seconds_a_token": {"filled": _summary(stretches[0]), "last": _summary(stretches[1])},
+                "seconds_a_token": {"filled": summary(stretches[0]), "last": summary(stretches[1])},
                 "last / filled, time": round(statistics.median(stretches[1]) / statistics.median(stretches[0]), 3),
             }
         )
     )
-
-
-def _anonymous_mb() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("RssAnon"))
-
-
-def _summary(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": round(middle, 5), "quartile_1": round(low, 5), "quartile_3": round(high, 5)}
 
 
 def _compare(options: argparse.Namespace) -> dict[str, float]:
@@ -160,8 +151,8 @@ def _plot(result: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
-    positions, memory = zip(*result["anonymous_mb"], strict=True)
-    axes.plot(positions, memory, label="alize")
+    positions, megabytes = zip(*result["anonymous_mb"], strict=True)
+    axes.plot(positions, megabytes, label="alize")
     if "openvino-genai" in result:
         points = result["openvino-genai"]
         axes.plot([one["tokens"] for one in points], [one["anonymous_mb"] for one in points], "o--", label="openvino-genai")

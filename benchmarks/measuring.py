@@ -20,7 +20,7 @@ from alize.runtimes.processor import processor_name
 from alize.runtimes.registry import backend_module
 from alize.runtimes.session import Session, session_limits
 
-__all__ = ["Lowered", "alternate", "bandwidth", "machine", "rounds_of", "summaries", "write_result"]
+__all__ = ["Lowered", "alternate", "bandwidth", "machine", "rounds_of", "summaries", "summary", "write_result"]
 
 Found = TypeVar("Found")
 
@@ -83,14 +83,15 @@ def rounds_of(
 
 def summaries(found: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
     """Of measurements that were taken alternately: those of each subject, then the paired ratios."""
-    return {name: _summary(values) for name, values in found.items()} | {
-        f"{one} / {other}": _summary([a / b for a, b in zip(found[one], found[other], strict=True)])
+    return {name: summary(values) for name, values in found.items()} | {
+        f"{one} / {other}": summary([a / b for a, b in zip(found[one], found[other], strict=True)])
         for number, one in enumerate(found)
         for other in list(found)[number + 1 :]
     }
 
 
-def _summary(values: list[float]) -> dict[str, float]:
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return {"median": round(middle, 5), "quartile_1": round(low, 5), "quartile_3": round(high, 5), "runs": len(values)}
 

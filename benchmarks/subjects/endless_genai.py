@@ -9,11 +9,12 @@ import random
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
+
+from benchmarks.subjects.process import memory
 
 STRETCH = 200
 
@@ -27,8 +28,7 @@ class Clock(genai.StreamerBase):
     def write(self, _token: object) -> genai.StreamingStatus:
         self.marks.append(time.perf_counter())
         if len(self.marks) == STRETCH:
-            lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-            self.memory = next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("RssAnon"))
+            self.memory = memory()["anonymous_mb"]
         return genai.StreamingStatus.RUNNING
 
     def end(self) -> None:
@@ -44,7 +44,7 @@ def main(folder: str, *sizes: str) -> None:
         clock = Clock()
         pipeline.generate(genai.TokenizedInputs(ov.Tensor(tokens), ov.Tensor(np.ones((1, count), np.int64))), config, clock)
         each = statistics.median(np.diff(clock.marks))
-        print(json.dumps({"tokens": size, "seconds_a_token": round(each, 5), "anonymous_mb": round(clock.memory, 1)}), flush=True)
+        print(json.dumps({"tokens": size, "seconds_a_token": round(each, 5), "anonymous_mb": clock.memory}), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ python -m benchmarks.subjects.onnxruntime_genai FOLDER cold PROMPT | serve
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import onnxruntime_genai as genai
 
-from benchmarks.subjects.process import TokenClock, prompt_tokens, say
+from benchmarks.subjects.process import TokenClock, answer, prompt_tokens
 
 
 class Subject:
@@ -33,16 +32,7 @@ class Subject:
 
 
 def main(folder: str, *what: str) -> None:
-    began = time.perf_counter()
-    subject = Subject(Path(folder))
-    if what[0] == "cold":
-        loaded = time.perf_counter() - began
-        say(load_seconds=loaded, **subject.decode(int(what[1]), 1, 0))
-        return
-    for line in sys.stdin:
-        size, count, sessions, seed = map(int, line.split())
-        assert sessions == 1, "one generator at a time"
-        say(**subject.decode(size, count, seed))
+    answer(lambda: Subject(Path(folder)), what, alone="one generator at a time")
 
 
 if __name__ == "__main__":

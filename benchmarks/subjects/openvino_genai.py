@@ -6,14 +6,13 @@ python -m benchmarks.subjects.openvino_genai FOLDER PROPERTIES cold PROMPT | ser
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from benchmarks.subjects.process import TokenClock, prompt_tokens, say
+from benchmarks.subjects.process import TokenClock, answer, prompt_tokens
 
 
 class Streamer(genai.StreamerBase):  # type: ignore[misc]
@@ -46,16 +45,8 @@ class Subject:
 
 
 def main(folder: str, properties: str, *what: str) -> None:
-    began = time.perf_counter()
-    subject = Subject(Path(folder), json.loads(os.path.expandvars(properties)))
-    if what[0] == "cold":
-        loaded = time.perf_counter() - began
-        say(load_seconds=loaded, **subject.decode(int(what[1]), 1, 0))
-        return
-    for line in sys.stdin:
-        size, count, sessions, seed = map(int, line.split())
-        assert sessions == 1, "LLMPipeline has one state"
-        say(**subject.decode(size, count, seed))
+    options = json.loads(os.path.expandvars(properties))
+    answer(lambda: Subject(Path(folder), options), what, alone="LLMPipeline has one state")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
-__all__ = ["Server", "SubjectFailed", "TokenClock", "memory", "once", "prompt_tokens", "say"]
+__all__ = ["Server", "Subject", "SubjectFailed", "TokenClock", "answer", "memory", "once", "prompt_tokens", "say"]
 
 _FIELDS = {"VmRSS": "rss_mb", "RssAnon": "anonymous_mb", "VmHWM": "peak_mb"}
 
@@ -34,6 +36,28 @@ def prompt_tokens(size: int, seed: int, vocabulary: int) -> list[int]:
 
 def say(**figures: float) -> None:
     print(json.dumps(figures), flush=True)
+
+
+class Subject(Protocol):
+    """Something loaded that generates."""
+
+    def decode(self, size: int, count: int, seed: int) -> dict[str, float]:
+        """`count` greedy tokens after a prompt of `size`. Returns a clock's figures."""
+        ...
+
+
+def answer(load: Callable[[], Subject], what: Sequence[str], *, alone: str) -> None:
+    """Does what a subject is called for: `cold PROMPT` or `serve`. alone: why it cannot have several sessions."""
+    began = time.perf_counter()
+    subject = load()
+    if what[0] == "cold":
+        loaded = time.perf_counter() - began
+        say(load_seconds=loaded, **subject.decode(int(what[1]), 1, 0))
+        return
+    for line in sys.stdin:
+        size, count, sessions, seed = map(int, line.split())
+        assert sessions == 1, alone
+        say(**subject.decode(size, count, seed))
 
 
 class TokenClock:
