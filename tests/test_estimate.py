@@ -13,11 +13,12 @@ from alize.calibration_costs import Calibrating
 from alize.compilers import Compiler
 from alize.costs import Model, build_memory, run_memory
 from alize.drafting import model_info
-from alize.durations import Speed, stage_seconds
+from alize.durations import stage_seconds
 from alize.errors import BuildError, UsageError
 from alize.estimate import Estimate, estimate
 from alize.mixing_costs import WEIGH, Weighing
 from alize.models.checkpoint import Checkpoint
+from alize.speeds import Speed
 from alize.validate.cases import plan_for
 from tests.builds.conftest import Alize, alize  # noqa: F401 - a fixture
 from tests.tiny import RUN_HERE, tiny_checkpoint
@@ -92,7 +93,7 @@ def test_building_does_not_grow_with_layers_and_the_artifacts_run_does(tmp_path:
     grown = run_memory(large, plan, 9) - run_memory(small, plan, 2)
     assert grown == 7 * 2 * 4 * small.layer
     assert run_memory(large, plan, 1) < run_memory(small, plan, 2)
-    speed = Speed(hashed=1e6, copied=1e6, multiplied=1e6, streamed=1e6, interpreted=1e6, rounded=1e6, written=1e6)
+    speed = Speed(**dict.fromkeys((field.name for field in dataclasses.fields(Speed)), 1e6))
     more, less = (stage_seconds(one, plan, speed, tokenizer=False, exact=False) for one in (large, small))
     assert more.keys() == less.keys()
     assert {name for name in more if more[name] <= less[name]} == {"companions", "report"}
@@ -114,9 +115,9 @@ def test_what_would_fit_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPat
     assert expected(checkpoint, max_memory=least).problem is None
     problem = expected(checkpoint, max_memory=least - 1).problem
     assert problem is not None
-    assert problem.startswith("validating needs 3")
+    assert problem.startswith("validating needs 4")
     assert problem.endswith(
-        "of memory to run the artifact in bf16, 382 MB may be used: --weights fp32 (382 MB), build on a larger machine"
+        "of memory to run the artifact in bf16, 432 MB may be used: --weights fp32 (432 MB), build on a larger machine"
     )
     monkeypatch.setattr(module, "free_bytes", lambda _: 10**6)
     problem = expected(checkpoint).problem

@@ -1,120 +1,20 @@
-"""How long the stages of a build take, from sizes and from what this machine does now in a second or two.
+"""How long the stages of a build take, from sizes and from what this machine does now (`alize.speeds`).
 
-A stage is a few sums of work, each divided by the speed of the kind of work that it is most like. The factors were fitted to
-builds of the demo model and of Mistral-7B's shape cut short, see docs/memory.md; `benchmarks/build_memory.py --check` compares
-what comes of them with what builds take.
+A stage is a sum of its work, each part divided by the speed of the kind of work that it is: products by their floating point
+operations, matrices unpacked or compared by the bytes of new memory that they fill, decoding by the bytes it reads, graphs by
+steps of the interpreter. What was measured is how many of those there are in a part, see docs/memory.md;
+`benchmarks/build_memory.py --check` compares what comes of it with what builds take.
 """
 
-import hashlib
-import os
-import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from alize.costs import Model, output_bytes
+from alize.costs import UNPACKED, Model, output_bytes
 from alize.optimize.quantisation import Quantisation
-from alize.validate.cases import Plan
+from alize.speeds import Speed
+from alize.validate.cases import Case, Plan
+from alize.validate.references import MAX_KEPT
 
-__all__ = ["Speed", "stage_seconds"]
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Units a second, measured now: other work on the machine slows a build as well.
-
-    hashed: bytes by one thread.   copied: bytes from place to place in memory.   multiplied: floating point operations of float32
-    matrix products.   streamed: bytes of a matrix that is multiplied with one vector.   interpreted: steps of a Python loop.
-    rounded: weights to the model's integers.   written: bytes to the output's disk.
-    """
-
-    hashed: float
-    copied: float
-    multiplied: float
-    streamed: float
-    interpreted: float
-    rounded: float
-    written: float
-
-    @staticmethod
-    def here(folder: Path, model: Model) -> "Speed":
-        """Measured now, or less than a minute ago by this process. folder: on the disk that is written to; where nothing can be
-        written, the disk is taken to be as fast as memory."""
-        key = folder.stat().st_dev, model.weights, model.info.hidden_size
-        if key not in _MEASURED or time.monotonic() - _MEASURED[key][0] > _MINUTE:
-            _MEASURED[key] = (time.monotonic(), Speed._measured(folder, model))
-        return _MEASURED[key][1]
-
-    @staticmethod
-    def _measured(folder: Path, model: Model) -> "Speed":
-        import torch
-
-        data = bytes(1 << 22)
-        source, place = torch.ones(1 << 22), torch.empty(1 << 22)
-        left, right = torch.ones(256, 2048), torch.ones(2048, 2048)
-        copied = _rate(4 << 22, lambda: place.copy_(source))
-        return Speed(
-            hashed=_rate(len(data), lambda: hashlib.sha256(data).digest()),
-            copied=copied,
-            multiplied=_rate(2 * 256 * 2048 * 2048, lambda: left @ right),
-            streamed=_rate(4 << 22, lambda: right @ left[0]),
-            interpreted=_rate(200_000, _loop),
-            rounded=_rounded(model),
-            written=_written(folder) or copied,
-        )
-
-
-_MINUTE = 60.0
-_MEASURED: dict[tuple[int, str, int], tuple[float, Speed]] = {}
-
-
-def _rounded(model: Model) -> float:
-    """Weights a second of rounding some rows as long as the model's; 1 where it is stored in floats."""
-    import torch
-
-    from alize.optimize.round_to_integers import quantised
-
-    chosen = Quantisation.parse(model.weights)
-    form = None if chosen is None else chosen.form("calibration", (1, model.info.hidden_size))
-    if form is None:
-        return 1.0
-    rows = torch.linspace(-1, 1, (1 << 19) // model.info.hidden_size * model.info.hidden_size).reshape(-1, model.info.hidden_size)
-    return _rate(rows.numel(), lambda: quantised("calibration", rows, form))
-
-
-def _loop() -> int:
-    total = 0
-    for number in range(200_000):
-        total += number * number
-    return total
-
-
-def _written(folder: Path, size: int = 1 << 24) -> float | None:
-    """Bytes a second that reach the disk."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            block = os.urandom(size)
-
-            def write() -> None:
-                file.seek(0)
-                file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-
-            return _rate(size, write)
-    except OSError:
-        return None
-
-
-def _rate(amount: float, work: Callable[[], object], least: float = 0.2) -> float:
-    """Over `least` seconds, not for the best moment of them: a build meets the machine's other work as well."""
-    rounds, spent, began = 0, 0.0, time.perf_counter()
-    while spent < least:
-        work()
-        rounds, spent = rounds + 1, time.perf_counter() - began
-    return rounds * amount / spent
-
+__all__ = ["stage_seconds"]
 
 _NOMINAL = 2.2e7
 """Steps a second of the loop on the machine that `_python` was measured on."""
@@ -125,8 +25,23 @@ _FIRST_READ = 1e9
 _ENGINE = 30
 """What building a plan takes for each of its weights' bytes: as much as copying so many (benchmarks/engine_build.py)."""
 
-_SLOW_STEPS = {("onnxruntime", 4): 0.8e-9, ("onnxruntime", 8): 7e-9}
-"""Seconds a weight and step: ONNX Runtime's exact products with integers unpack all of them for every token."""
+_OPENED = {("openvino", False): (0.3, 0.028), ("openvino", True): (0.3, 0.035)}
+_OPENED_PAGED = {("openvino", False): (0.3, 0.04), ("openvino", True): (0.3, 0.06)}
+_OPENED_ELSEWHERE = 0.3, 0.04
+"""Seconds of the interpreter's kind that an engine takes to open a graph, whatever it holds and for each layer of 7 matrices; by
+target and whether those are integers. OpenVINO's paged form is made of the stateful one at each opening."""
+
+_UNPACKED_BYTES = {0: 4.0, 8: 7.5, 4: 10.0}
+"""Of memory that the reference fills for each weight, by the bits it is stored in: float32, and what it goes through."""
+
+_COMPARED_BYTES = {8: 9.0, 4: 16.0}
+"""Of memory filled for each weight while the artifact's integers are compared with those that were made."""
+
+_MEASURED_BYTES = 115.0
+"""Of memory filled for each logit while two sets are compared: some 15 temporaries in float64 (`alize.validate.measure`)."""
+
+_UTILISED = 0.5
+"""Of the speed of large products, what an engine reaches over a prompt of a few hundred tokens, attention and all."""
 
 
 @dataclass(frozen=True)
@@ -151,43 +66,71 @@ class _Work:
         return "" if chosen is None else chosen.kind
 
     @property
-    def floats(self) -> int:
-        """Bytes of all that is multiplied with, in float32."""
-        return 4 * (self.model.info.layers * self.model.layer + self.model.head)
+    def weights(self) -> int:
+        """All that is multiplied with, every expert included."""
+        return self.model.info.layers * self.model.layer + self.model.head
 
-    def python(self, fixed: float, layer: float = 0.0) -> float:
+    @property
+    def parts(self) -> float:
+        """Of a graph, in layers of 7 matrices: experts have 3 each."""
+        info = self.model.info
+        return info.layers * (4 + 3 * max(info.experts, 1)) / 7
+
+    def python(self, fixed: float, layer: float = 0.0, *, layers: float | None = None) -> float:
         """Work of the interpreter, of graphs and of many small things: seconds where `_NOMINAL` holds."""
-        return (fixed + layer * self.model.info.layers) * _NOMINAL / self.speed.interpreted
+        layers = self.model.info.layers if layers is None else layers
+        return (fixed + layer * layers) * _NOMINAL / self.speed.interpreted
 
     def copied(self, sizes: float) -> float:
         return sizes / self.speed.copied
+
+    def filled(self, sizes: float) -> float:
+        return sizes / self.speed.filled
 
     def kept(self) -> float:
         """Writing the artifact's weights once."""
         return self.model.stored_bytes / self.speed.written
 
-    def opened(self) -> float:
-        """The engine opens the artifact: integers stay packed, floats are unpacked and packed again."""
-        if self.bits:
-            return self.python(0.6, 0.06) + self.copied(2 * self.model.stored_bytes)
-        return self.python(0.3, 0.03) + self.copied(2 * self.floats)
+    def opened(self, *, paged: bool = False) -> float:
+        """The engine opens the artifact and packs its weights for the first inference: integers as they are, floats unpacked."""
+        known = (_OPENED_PAGED if paged else _OPENED).get((self.model.target, self.bits > 0), _OPENED_ELSEWHERE)
+        unpacked = 4 * UNPACKED[self.model.target].get(self.model.weights, 1.0) * self.weights
+        size = 2 * self.model.stored_bytes if self.bits else unpacked + 4 * self.weights
+        return self.python(*known, layers=self.parts) + self.filled(size)
 
-    def products(self, tokens: int) -> float:
+    def products(self, tokens: float) -> float:
         return 2 * self.model.active * tokens / self.speed.multiplied
 
-    def reference(self, tokens: int, *, stored: bool = True) -> float:
-        """One run of the reference. stored: over the artifact's weights, which may be integers; else the checkpoint's."""
-        unpacked = 12 * self.floats / 4 * (5 if stored and self.bits else 1)
-        return self.python(0.5, 0.05) + self.products(tokens) + self.copied(unpacked) + self.merged()
+    def measured(self, positions: float) -> float:
+        """Two sets of logits are compared."""
+        return self.filled(_MEASURED_BYTES * positions * self.model.info.vocab_size)
+
+    def reference(self, tokens: int, *, stored: bool = True, times: int = 1) -> float:
+        """One run of the reference, of so many sequences. stored: over the artifact's weights, which may be integers; else the
+        checkpoint's."""
+        unpacked = self.filled(_UNPACKED_BYTES[self.bits if stored else 0] * self.weights)
+        logits = self.filled(3 * 4 * times * min(tokens, MAX_KEPT) * self.model.info.vocab_size)
+        return self.python(0.05, 0.004) + times * self.products(tokens) + unpacked + logits + self.merged()
 
     def merged(self) -> float:
         return self.model.merging.seconds(multiplied=self.speed.multiplied, copied=self.speed.copied)
 
     def step(self, *, exact: bool) -> float:
         """One token of the artifact."""
-        slow = _SLOW_STEPS.get((self.model.target, self.bits), 0.0) if exact else 0.0
         size = (self.bits or 32) / 8 * self.model.active
-        return self.python(0.01, 0.0005) + size / self.speed.streamed + slow * self.model.active
+        slow = self.model.active / self.speed.unpacked if exact else 0.0
+        return self.python(0.001, 0.0003, layers=self.parts) + size / self.speed.streamed + slow
+
+    def case(self, case: Case, *, exact: bool) -> float:
+        """One case in one configuration, and its figures."""
+        rows = len(case.first)
+        steps = rows + len(case.steps)  # unequal prompts are read one by one, or padded
+        tokens = rows * (max(case.first) + sum(case.steps))
+        return (
+            self.products(tokens) / _UTILISED
+            + steps * self.step(exact=exact)
+            + self.measured(sum(min(size, MAX_KEPT) for size in case.rows))
+        )
 
 
 def stage_seconds(model: Model, plan: Plan, speed: Speed, *, tokenizer: bool, exact: bool, plans: int = 0) -> dict[str, float]:
@@ -202,45 +145,59 @@ def _building(work: _Work, plans: int) -> dict[str, float]:
     read = (model.read_bytes + model.merging.read_bytes) / min(2 * speed.hashed, _FIRST_READ)
     seconds = {"hash the checkpoint": read}
     if work.bits:
-        seconds[f"round to {work.kind}"] = 0.9 * model.parameters / speed.rounded + work.kept() + work.merged()
+        seconds[f"round to {work.kind}"] = model.parameters / speed.rounded + work.kept() + work.merged()
     lowered = work.copied(4 * model.read_bytes + 4 * model.stored_bytes) + work.kept()
     if work.bits:
         lowered = work.kept() + (
             0.0 if model.target == "openvino" else work.copied((40 if work.bits == 4 else 8) * model.parameters)
         )
     elif model.target == "openvino":
-        lowered += work.kept()  # the scratch file
+        lowered += work.kept() + work.filled(2 * model.stored_bytes)  # the scratch file, whose pages are new ones
     lowered += plans * (work.python(3.0) + work.copied(_ENGINE * model.stored_bytes))
     return seconds | {
-        "export to ONNX": work.python(1.0, 0.12),
+        "export to ONNX": work.python(1.5, 0.19),
         f"lower to {model.target}": work.python(0.3, 0.015) + lowered,
-        "inspect the compiled graph": work.python(0.7, 0.08 if model.target == "openvino" else 0.01) + work.opened(),
-        "companions": work.python((2.0 if model.target == "openvino" else 0.5) if work.tokenizer else 0.1),
+        "inspect the compiled graph": _inspecting(work),
+        "companions": work.python((2.2 if model.target == "openvino" else 0.4) if work.tokenizer else 0.1),
         "report": work.python(0.5),
         "seal": output_bytes(model, plans) / speed.hashed + work.kept(),
     }
 
 
+def _inspecting(work: _Work) -> float:
+    """OpenVINO compiles both forms, and looks for its products with integers once more."""
+    if work.model.target != "openvino":
+        return work.python(0.2, 0.01) + work.opened()
+    return work.python(0.3) + work.opened() * (2 if work.bits else 1) + work.opened(paged=True)
+
+
 def _validating(work: _Work, *, exact: bool) -> dict[str, float]:
     model, plan = work.model, work.plan
-    once = work.reference(plan.length)
-    runs = {"reference": work.python(1.0) + once, "reference, summed otherwise": once}
+    compared = _COMPARED_BYTES[work.bits] * model.parameters if work.bits else 4 * model.stored_bytes
+    once, floor = work.reference(plan.length), work.measured(min(plan.length, MAX_KEPT))
+    seconds = {
+        "compare weights": work.python(0.15) + work.filled(compared),
+        "reference": work.python(0.05) + once,
+        "reference, summed otherwise": once + 0.2 * work.products(plan.length) + floor,
+    }
     if plan.bf16_floor:
-        runs["reference in bfloat16"] = once
+        seconds["reference in bfloat16"] = once + floor
     if not exact:
-        runs["reference, original weights"] = work.reference(plan.length, stored=False)
-    compared = (120 if work.bits == 4 else 25) * model.parameters if work.bits else 6 * model.stored_bytes
-    tokens, steps = sum(case.tokens for case in plan.cases), sum(1 + len(case.steps) for case in plan.cases)
-    differs = work.bits or model.target == "openvino"  # from the engine's exact mode
-    artifact = work.opened() + work.products(tokens) + steps * work.step(exact=True)
-    if differs:
-        artifact += work.opened() + work.products(tokens) + steps * work.step(exact=False)
-    seconds = {"compare weights": work.python(1.0) + work.copied(compared), **runs, "artifact": artifact}
+        seconds["reference, original weights"] = work.reference(plan.length, stored=False) + floor
+    seconds["artifact"] = work.opened() + sum(work.case(case, exact=True) for case in plan.cases)
+    paged = model.target == "openvino"
+    if work.bits or paged:  # as `load` runs it, which is not the engine's exact mode
+        seconds["artifact"] += work.opened(paged=paged) + sum(work.case(case, exact=False) for case in plan.cases)
     if model.info.experts:  # four ways of turning them, of the golden prompts' tokens
-        seconds["turn the router's near-ties round"] = 4 * work.reference(min(640, plan.length))
+        seconds["turn the router's near-ties round"] = work.reference(min(640, plan.length), times=4) + 4 * floor
     if plan.continuation:
-        read = min(64, plan.length // 2) + plan.continuation
-        seconds["greedy continuation"] = (
-            work.opened() + work.products(read) + plan.continuation * work.step(exact=False) + work.reference(read)
-        )
+        seconds["greedy continuation"] = _continuation(work, paged=paged)
     return seconds
+
+
+def _continuation(work: _Work, *, paged: bool) -> float:
+    """The artifact writes, and the reference reads that."""
+    tokens = min(64, work.plan.length // 2)
+    writes = work.products(tokens) / _UTILISED + work.plan.continuation * work.step(exact=False)
+    read = work.reference(tokens + work.plan.continuation) + work.measured(work.plan.continuation)
+    return work.opened(paged=paged) + writes + read

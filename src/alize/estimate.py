@@ -13,7 +13,7 @@ from typing import Any
 from alize.artifact.manifest import ModelInfo
 from alize.calibration_costs import CALIBRATE, Calibrating
 from alize.costs import OTHER_FILES, PROCESS, Model, build_memory, output_bytes, run_memory, scratch_bytes
-from alize.durations import Speed, stage_seconds
+from alize.durations import stage_seconds
 from alize.errors import BuildError
 from alize.memory import available_bytes, existing, free_bytes
 from alize.mixing_costs import WEIGH, Weighing
@@ -23,6 +23,7 @@ from alize.optimize.openvino_slices import Slices
 from alize.optimize.quantisation import MIXED
 from alize.progress import byte_count
 from alize.record import builds
+from alize.speeds import Speed
 from alize.validate.cases import Plan
 from alize.validate.references import stored_exactly
 from alize.validate.slices import even_slices, spelt

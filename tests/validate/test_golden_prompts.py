@@ -94,7 +94,7 @@ def test_where_no_position_is_steady_the_budget_is_wider(
     checkpoint: Checkpoint, references: References, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ROUTER_NEAR_TIE", 100.0)
-    monkeypatch.setattr(module, "_TURNED", (NearTies(100.0), NearTies(100.0, share=0.5, seed=1)))
+    monkeypatch.setattr(module, "TURNED", (NearTies(100.0), NearTies(100.0, share=0.5, seed=1)))
     replay = made(checkpoint, references)
     assert {case.positions.size for case in replay.cases} == {1}
     assert replay.figures["golden_positions"] == len(replay.cases)

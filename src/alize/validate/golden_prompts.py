@@ -22,13 +22,13 @@ from alize.validate.judge import Budget
 from alize.validate.near_ties import ROUTER_NEAR_TIE
 from alize.validate.references import References
 
-__all__ = ["Replay", "golden_budget", "golden_replay"]
+__all__ = ["SIZES", "TURNED", "Replay", "golden_budget", "golden_replay"]
 
 SIZES = (33, 640)  # tokens: a short prompt, and one as long as a replay of a few seconds allows, past the window's edge if it can
 _ROUNDED_LOG_PROB_ERROR = 20.0
 """Nats, of any token at all, where the engine rounds activations."""
 
-_TURNED = (NearTies(ROUTER_NEAR_TIE), *(NearTies(ROUTER_NEAR_TIE, share=0.5, seed=seed) for seed in (1, 2, 3)))
+TURNED = (NearTies(ROUTER_NEAR_TIE), *(NearTies(ROUTER_NEAR_TIE, share=0.5, seed=seed) for seed in (1, 2, 3)))
 _SHARE = 0.25
 """Of each limit: what near-ties may use up, the rest being the device's own."""
 
@@ -105,7 +105,7 @@ def _near_ties(routing: Routing | None, size: int) -> int:
 
 
 def _move(reference: Reference, tokens: NDArray[np.int64], references: References, kept: NDArray[np.int64]) -> _Moved:
-    runs = reference.run([tokens] * len(_TURNED), positions=[kept] * len(_TURNED), follow=_TURNED)
+    runs = reference.run([tokens] * len(TURNED), positions=[kept] * len(TURNED), follow=TURNED)
     found = [golden.compare(references.log_probs(kept), logits) for logits in runs.logits]
     return _Moved(kept, *(np.max([getattr(one, name) for one in found], axis=0) for name in ("kl", "error")))
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from alize.artifact.manifest import Manifest, ModelInfo, Validation
 from alize.artifact.pieces import Pieces
 from alize.compilers import PROOF_BACKENDS, Compiler
+from alize.memory import give_back
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference, WeightRule
 from alize.models.registry import single_weights
@@ -208,6 +209,7 @@ class _Validation:
         with closing(self._open(options)) as engine:
             for case in plan.cases:
                 yield run_case(engine, self.info, case, tokens, kept)
+        give_back()  # or the next configuration's weights come on top of what the allocator keeps
 
     def _slice_opener(self, options: dict[str, str | int | bool]) -> OpenSlice:
         return partial(self.compiler.slicer.open_slice, self.folder, self.info, options)
