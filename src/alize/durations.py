@@ -28,7 +28,7 @@ _ENGINE = 30
 _OPENED = {("openvino", False): (0.3, 0.028), ("openvino", True): (0.3, 0.035)}
 _OPENED_PAGED = {("openvino", False): (0.3, 0.04), ("openvino", True): (0.3, 0.06)}
 _OPENED_ELSEWHERE = 0.3, 0.04
-"""Seconds of the interpreter's kind that an engine takes to open a graph, whatever it holds and for each layer of 7 matrices; by
+"""Seconds of the interpreter's kind that an engine takes to open a graph, whatever it holds and for each dense layer; by
 target and whether those are integers. OpenVINO's paged form is made of the stateful one at each opening."""
 
 _UNPACKED_BYTES = {0: 4.0, 8: 7.5, 4: 10.0}
@@ -72,9 +72,9 @@ class _Work:
 
     @property
     def parts(self) -> float:
-        """Of a graph, in layers of 7 matrices: experts have 3 each."""
+        """Of a graph, in dense layers: six experts and what chooses their tokens are as many nodes as another layer."""
         info = self.model.info
-        return info.layers * (4 + 3 * max(info.experts, 1)) / 7
+        return info.layers * (1 + info.experts / 6)
 
     def python(self, fixed: float, layer: float = 0.0, *, layers: float | None = None) -> float:
         """Work of the interpreter, of graphs and of many small things: seconds where `_NOMINAL` holds."""
@@ -190,14 +190,10 @@ def _validating(work: _Work, *, exact: bool) -> dict[str, float]:
         seconds["artifact"] += work.opened(paged=paged) + sum(work.case(case, exact=False) for case in plan.cases)
     if model.info.experts:  # four ways of turning them, of the golden prompts' tokens
         seconds["turn the router's near-ties round"] = work.reference(min(640, plan.length), times=4) + 4 * floor
-    if plan.continuation:
-        seconds["greedy continuation"] = _continuation(work, paged=paged)
+    if plan.continuation:  # the artifact writes, and the reference reads that
+        tokens = min(64, plan.length // 2)
+        writes = work.products(tokens) / _UTILISED + plan.continuation * work.step(exact=False)
+        seconds["greedy continuation"] = work.opened(paged=paged) + writes
+        read = work.reference(tokens + plan.continuation) + work.measured(plan.continuation)
+        seconds["reference, what was continued"] = read
     return seconds
-
-
-def _continuation(work: _Work, *, paged: bool) -> float:
-    """The artifact writes, and the reference reads that."""
-    tokens = min(64, work.plan.length // 2)
-    writes = work.products(tokens) / _UTILISED + work.plan.continuation * work.step(exact=False)
-    read = work.reference(tokens + work.plan.continuation) + work.measured(work.plan.continuation)
-    return work.opened(paged=paged) + writes + read

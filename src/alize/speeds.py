@@ -107,7 +107,7 @@ def _unpacked(model: Model, size: int = 1 << 11) -> float:
     graph = _product_with_integers(size, chosen.bits)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     feed = {"x": np.ones((1, size), np.float32)}
-    return _rate(size * size, lambda: session.run(None, feed))
+    return _rate(size * size, lambda: session.run(None, feed), least=0.5)  # PyTorch's threads still spin at first
 
 
 def _product_with_integers(size: int, bits: int) -> bytes:

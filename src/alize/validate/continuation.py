@@ -1,6 +1,7 @@
 """The greedy continuation: the artifact writes, then the reference reads what it wrote and says whether it would agree."""
 
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from alize.artifact.manifest import ModelInfo
 from alize.models.checkpoint import Checkpoint
 from alize.models.reference import Reference, WeightRule
+from alize.progress import Progress
 from alize.runtimes.registry import Engine
 from alize.runtimes.session import Session, session_limits
 from alize.validate.cases import Case
@@ -17,6 +19,8 @@ from alize.validate.measure import NEAR_TIE, Figures, measure
 from alize.validate.near_ties import ROUTER_NEAR_TIE
 
 __all__ = ["check_continuation"]
+
+_READ = "reference, what was continued"
 
 
 def check_continuation(
@@ -30,6 +34,7 @@ def check_continuation(
     quantised: bool,
     tapped: Callable[[], Engine],
     budget: Budget,
+    progress: Progress,
 ) -> tuple[Figures, list[str], dict[str, str]]:
     """Generates `count` tokens after prompt [S]; one reference pass over both judges every step.
 
@@ -37,8 +42,8 @@ def check_continuation(
     another token by more than a near-tie, so that the steps are held to the budget of the runtime loss.
     tapped: opens the same engine with `expert_taps`. It is asked only where a token differs: a router whose choice lies
     ROUTER_NEAR_TIE or less below the reference's own is not to blame, and the reference then follows it.
-    The engine is closed. Returns the figures of the steps, why they fail, and prompt and continuation as text (empty without a
-    tokenizer).
+    The engine is closed, and what reads behind it is a stage of its own: neither is counted to the other's memory. Returns
+    the figures of the steps, why they fail, and prompt and continuation as text (empty without a tokenizer).
     """
     limits = session_limits(info, {})
     tokens, steps = prompt, []
@@ -49,13 +54,19 @@ def check_continuation(
             tokens = np.append(tokens, logits[0].argmax())
             logits = session.append(tokens[None, -1:])[0]
     engine.close()  # so that its weights are not in memory beside the reference's
+    progress.stage(_READ)
     positions = np.arange(len(prompt) - 1, len(tokens) - 1)
     reference = Reference(checkpoint, weights=rule)
     figures = measure(reference.run([tokens], positions=[positions]).logits[0], np.stack(steps), positions)
     changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)
     if len(changed) and info.experts:
         case = Case("greedy continuation", (len(prompt),), (1,) * count, chunk=limits.chunk)
-        followed = reference.run([tokens], positions=[positions], follow=chosen_experts(tapped(), info, case, tokens))
+        progress.stage("follow the router's near-ties")
+        with closing(tapped()) as again:
+            chosen = chosen_experts(again, info, case, tokens)
+        del again
+        progress.stage(_READ)
+        followed = reference.run([tokens], positions=[positions], follow=chosen)
         if (followed.routing[0].lag <= ROUTER_NEAR_TIE).all():
             figures = measure(followed.logits[0], np.stack(steps), positions)
             changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)

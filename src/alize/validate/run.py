@@ -244,8 +244,8 @@ class _Validation:
             quantised=self.quantisation is not None,
             tapped=lambda: self._open(options, taps=expert_taps(self.info)),
             budget=self.budget,
+            progress=self.progress,
         )
-        engine.close()
         self.cases.append(CaseEvidence("greedy continuation", "runtime loss", figures, float("inf"), tuple(reasons), ()))
         return texts
 
