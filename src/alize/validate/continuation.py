@@ -45,22 +45,15 @@ def check_continuation(
     The engine is closed, and what reads behind it is a stage of its own: neither is counted to the other's memory. Returns
     the figures of the steps, why they fail, and prompt and continuation as text (empty without a tokenizer).
     """
-    limits = session_limits(info, {})
-    tokens, steps = prompt, []
-    with Session(engine.runner(1), info, batch=1, chunk=limits.chunk, slack=limits.slack) as session:
-        logits = session.append(prompt[None])[0]
-        for _ in range(count):
-            steps.append(logits[0])
-            tokens = np.append(tokens, logits[0].argmax())
-            logits = session.append(tokens[None, -1:])[0]
+    tokens, steps = _write(engine, info, prompt, count)
     engine.close()  # so that its weights are not in memory beside the reference's
     progress.stage(_READ)
     positions = np.arange(len(prompt) - 1, len(tokens) - 1)
     reference = Reference(checkpoint, weights=rule)
-    figures = measure(reference.run([tokens], positions=[positions]).logits[0], np.stack(steps), positions)
+    figures = measure(reference.run([tokens], positions=[positions]).logits[0], steps, positions)
     changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)
     if len(changed) and info.experts:
-        case = Case("greedy continuation", (len(prompt),), (1,) * count, chunk=limits.chunk)
+        case = Case("greedy continuation", (len(prompt),), (1,) * count, chunk=session_limits(info, {}).chunk)
         progress.stage("follow the router's near-ties")
         with closing(tapped()) as again:
             chosen = chosen_experts(again, info, case, tokens)
@@ -68,7 +61,7 @@ def check_continuation(
         progress.stage(_READ)
         followed = reference.run([tokens], positions=[positions], follow=chosen)
         if (followed.routing[0].lag <= ROUTER_NEAR_TIE).all():
-            figures = measure(followed.logits[0], np.stack(steps), positions)
+            figures = measure(followed.logits[0], steps, positions)
             changed = np.flatnonzero(~figures.top1 & ~figures.near_tie)
     reasons = []
     if quantised:
@@ -80,6 +73,21 @@ def check_continuation(
             f"first at position {first}"
         )
     return figures, reasons, _texts(checkpoint, prompt, tokens[len(prompt) :])
+
+
+def _write(
+    engine: Engine, info: ModelInfo, prompt: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The prompt and what follows it, int64 [S+count], and the logits [count,V] that each was chosen by. The session ends here:
+    it holds on to the engine's memory."""
+    limits, tokens, steps = session_limits(info, {}), prompt, []
+    with Session(engine.runner(1), info, batch=1, chunk=limits.chunk, slack=limits.slack) as session:
+        logits = session.append(prompt[None])[0]
+        for _ in range(count):
+            steps.append(logits[0])
+            tokens = np.append(tokens, logits[0].argmax())
+            logits = session.append(tokens[None, -1:])[0]
+    return tokens, np.stack(steps)
 
 
 def _texts(checkpoint: Checkpoint, prompt: NDArray[np.int64], written: NDArray[np.int64]) -> dict[str, str]:
