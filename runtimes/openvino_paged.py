@@ -149,6 +149,7 @@ class PagedEngine:
     def close(self) -> None:
         self.compiled = self._request = None
         self.memory = ()
+        self.abandoned.clear()  # tables lead to the request, and it to all that was compiled
 
     def _feeds(self, steps: Sequence[RowStep]) -> dict[str, NDArray[Any]]:
         spans = [(step, past, new) for step in steps for past, new in step.spans()]
