@@ -108,6 +108,7 @@ class PagedEngine:
 
     def __init__(self, compiled: Any, info: ModelInfo, taps: Sequence[str] = ()) -> None:
         self.compiled, self.info, self.taps = compiled, info, tuple(taps)
+        self.read_in_place: list[Any] = []  # constants of the graph that kernels read by their address
         self.lock = threading.Lock()
         self.abandoned: deque[Table] = deque()  # of runners that nobody closed
         self._request = compiled.create_infer_request()

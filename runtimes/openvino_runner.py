@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import ArtifactError, BackendUnavailable
+from alize.runtimes.openvino_kernels import use_kernels
 from alize.runtimes.openvino_paged import PagedEngine, page
 from alize.runtimes.openvino_states import Caches
 from alize.runtimes.openvino_warm_up import add_expert_bias, no_bias, warm_up
@@ -60,7 +61,8 @@ def compile_properties(options: Mapping[str, str | int | bool]) -> dict[str, str
     accuracy (bool): float32 in everything, no dynamic quantisation.   inference_precision, kv_cache_precision: as OpenVINO
     spells them (f32, f16, bf16, u8).   dynamic_quantization_group: how many activations share a scale where they are rounded
     to 8 bits for a product with integer weights (0 = they are not rounded).   threads (0 = the engine's choice).
-    `attention` (stateful or paged) is no option of the engine: it decides which graph is compiled.
+    `attention` (stateful or paged) and `kernels` (engine or alize: whose products with integer weights) are no options of the
+    engine: they decide which graph is compiled.
     """
     properties: dict[str, str | int] = {}
     if options.get("accuracy"):
@@ -90,11 +92,13 @@ def open(  # noqa: A001 - the name that every back-end module has
     try:
         model = core.read_model(folder / MODEL_FILE)
         (page(model, info) if paged else _slice_before_head(model))
+        read = use_kernels(model) if options.get("kernels") == "alize" else []
         if info.experts:
             add_expert_bias(model, info)
         model.add_outputs(list(taps))
         compiled = core.compile_model(model, device.upper(), compile_properties(options))
         engine = PagedEngine(compiled, info, taps) if paged else OpenVinoEngine(compiled, info, taps)
+        engine.read_in_place = read
         engine.warm_up()
     except RuntimeError as error:
         raise ArtifactError(f"{folder / MODEL_FILE}: openvino {openvino.__version__} cannot compile it: {error}") from error
@@ -123,6 +127,7 @@ class OpenVinoEngine:
     def __init__(self, compiled: Any, info: ModelInfo, taps: Sequence[str] = ()) -> None:
         self.compiled = compiled
         self.info = info
+        self.read_in_place: list[Any] = []  # constants of the graph that kernels read by their address
         self._taps = taps
 
     def warm_up(self) -> None:
@@ -131,7 +136,9 @@ class OpenVinoEngine:
             warm_up(self.compiled, self.info)
 
     def runner(self, batch: int) -> "OpenVinoRunner":
-        return OpenVinoRunner(self.compiled.create_infer_request(), self.info, batch, self._taps)
+        runner = OpenVinoRunner(self.compiled.create_infer_request(), self.info, batch, self._taps)
+        runner.read_in_place = self.read_in_place  # the request runs on when the engine is closed
+        return runner
 
     def close(self) -> None:
         self.compiled = None
@@ -142,6 +149,7 @@ class OpenVinoRunner:
 
     def __init__(self, request: Any, info: ModelInfo, batch: int, taps: Sequence[str] = ()) -> None:
         self.taps = Taps(taps, batch)
+        self.read_in_place: list[Any] = []
         self._request = request
         self._caches = Caches(request.query_state(), info.windows, batch)
         self._fixed = {"beam_idx": np.arange(batch, dtype=np.int32)} | no_bias(info)
