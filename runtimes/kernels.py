@@ -79,7 +79,7 @@ def _key(compiler: str) -> str:
     """Of all that decides what comes out."""
     import openvino
 
-    said = subprocess.run([compiler, "--version"], capture_output=True, check=True, text=True).stdout
+    said = _run([compiler, "--version"])
     digest = hashlib.sha256(repr((openvino.__version__, said, _FLAGS, _OF_FILE)).encode())
     for file in sorted(_SOURCES.iterdir()):
         digest.update(file.read_bytes())
@@ -104,8 +104,9 @@ def _compile(compiler: str, engine: Path, folder: Path) -> Path:
     return place
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str]) -> str:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise BackendUnavailable(f"alize's kernels cannot be compiled: `{command[0]}` said: {' / '.join(said[:5])}")
+        said = " / ".join(done.stderr.strip().splitlines()[:5]) or f"nothing, and exited with {done.returncode}"
+        raise BackendUnavailable(f"alize's kernels cannot be compiled: `{command[0]}` said: {said}")
+    return done.stdout

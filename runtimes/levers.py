@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from alize.artifact.manifest import Manifest
+from alize.runtimes import kernels
 from alize.runtimes.processor import processor_name
 
 __all__ = ["Lever", "fits", "levers"]
@@ -34,10 +35,13 @@ def fits(options: Mapping[str, str | int | bool]) -> bool:
 
 def _openvino(manifest: Manifest) -> list[Lever]:
     found: list[Lever] = [("attention", ("paged", "stateful"))]
+    integers = re.match(r"(?:int8|int4|mixed)\b.*-(?:g(\d+)|channel)", manifest.target.weights)
+    if integers and kernels.available() is None:
+        found.append(("kernels", ("engine", "alize")))
     if "_bf16" in processor_name():  # avx512_bf16, amx_bf16
         found.append(("inference_precision", ("f32", "bf16")))
     found.append(("kv_cache_precision", ("f16", "u8")))
-    if integers := re.match(r"(?:int8|int4|mixed)\b.*-(?:g(\d+)|channel)", manifest.target.weights):
+    if integers:
         largest = int(integers[1] or max(_GROUPS))  # more activations than weights may not share a scale
         found.append(("dynamic_quantization_group", tuple(group for group in _GROUPS if group <= largest)))
     return found

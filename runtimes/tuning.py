@@ -224,5 +224,5 @@ class _Search:
             return first - began, (time.perf_counter() - first) / _DECODED
 
 
-_DEFAULTS: dict[str, str | int] = {"attention": "stateful", "threads": 0, "chunk": DEFAULT_CHUNK}
+_DEFAULTS: dict[str, str | int] = {"attention": "stateful", "kernels": "engine", "threads": 0, "chunk": DEFAULT_CHUNK}
 """What an option is where a configuration does not name it."""

@@ -49,23 +49,28 @@ private:
 
 void multiply_rounded(const Rounded &x, std::size_t tokens, const Output &output, std::size_t first, std::size_t last);
 
-// Activations in bfloat16, in tiles of 32 columns of 16 tokens.
+// Activations in bfloat16, in tiles of 32 columns of 16 tokens: pairs of columns, and of a pair 16 tokens.
 class Halved {
 public:
     std::size_t reserve(std::size_t tokens, std::size_t columns);  // the panels of 16 tokens
     void set(const float *x, std::size_t tokens, std::size_t columns, std::size_t first,
              std::size_t last);  // of these panels
-    const std::uint16_t *tile(std::size_t tokens16, std::size_t columns32) const {
-        return values_.get() + (tokens16 * steps_ + columns32) * 512;
+    const std::uint16_t *tile(std::size_t panel, std::size_t step) const {
+        return values_.get() + (panel * steps_ + step) * 512;
     }
+    std::uint16_t *tile(std::size_t panel, std::size_t step) { return values_.get() + (panel * steps_ + step) * 512; }
 
 private:
     Aligned<std::uint16_t> values_;
     std::size_t steps_ = 0;
 };
 
-// first is a multiple of 32.
+// Of rows [first, last); first is a multiple of 32.
 void multiply_halved(const Halved &x, std::size_t tokens, const Output &output, std::size_t first, std::size_t last);
+
+// silu(x one^T) * (x other^T) into the columns [first, last) of y; both are multiples of 32.
+void multiply_gated_halved(const Halved &x, std::size_t tokens, const Matrix &one, const Matrix &other, Halved &y,
+                           std::size_t first, std::size_t last);
 
 // values = silu(values) * factors
 void gate_rows(float *values, const float *factors, std::size_t count);

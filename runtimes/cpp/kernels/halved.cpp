@@ -6,11 +6,13 @@
 #include <array>
 
 #include "avx512.hpp"
+#include "silu.hpp"
 
 namespace alize::kernels {
 
 namespace {
 
+constexpr std::size_t kStep = 1024;  // bfloat16 values of two tiles
 constexpr std::size_t kRows = 32;    // two tiles of weights
 constexpr std::size_t kTokens = 32;  // two tiles of activations
 
@@ -33,50 +35,103 @@ inline __m512i pairs(__m512 low, __m512 high) {  // 32 bfloat16, in order
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
-// 32 columns of one row. Where the whole row has one scale it is left out, so that the integers are exact.
-template <int bits>
-inline __m512i widened(const std::uint8_t *weights, float scale) {
-    __m512i low, high;
-    if constexpr (bits == 8) {
-        low = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(weights)));
-        high = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(weights + 16)));
-    } else {
-        const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(weights));
-        const __m128i mask = _mm_set1_epi8(0x0F), sign = _mm_set1_epi8(8);
-        const auto whole = [&](__m128i nibbles) { return _mm_sub_epi8(_mm_xor_si128(nibbles, sign), sign); };
-        const __m128i even = whole(_mm_and_si128(packed, mask)),
-                      odd = whole(_mm_and_si128(_mm_srli_epi16(packed, 4), mask));
-        low = _mm512_cvtepi8_epi32(_mm_unpacklo_epi8(even, odd));
-        high = _mm512_cvtepi8_epi32(_mm_unpackhi_epi8(even, odd));
-    }
-    const __m512 factor = _mm512_set1_ps(scale);
-    return pairs(_mm512_mul_ps(_mm512_cvtepi32_ps(low), factor), _mm512_mul_ps(_mm512_cvtepi32_ps(high), factor));
+// 32 columns of one row of 8 bits: every such integer is a bfloat16.
+inline __m512i widened(const std::uint8_t *weights) {
+    const auto part = [&](std::size_t at) {
+        return _mm512_cvtepi32_ps(
+            _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(weights + at))));
+    };
+    return pairs(part(0), part(16));
 }
 
-// `count` rows as tiles: [step][half][16 rows][32 columns].
-template <int bits>
-void widen(const Matrix &matrix, std::size_t first, std::size_t count, std::uint16_t *panel) {
+inline __m512i scaled(const std::uint8_t *weights, float scale) {
+    const __m512 factor = _mm512_set1_ps(scale);
+    const auto part = [&](std::size_t at) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(weights + at));
+        return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), factor);
+    };
+    return pairs(part(0), part(16));
+}
+
+// What each of the 16 nibbles stands for, as bfloat16, twice.
+inline __m512i meanings(float scale) {
+    const __m512 nibbles = _mm512_set_ps(-1, -2, -3, -4, -5, -6, -7, -8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512 values = _mm512_mul_ps(nibbles, _mm512_set1_ps(scale));
+    return pairs(values, values);
+}
+
+inline __m512i looked_up(const std::uint8_t *weights, __m512i table) {
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(weights)));
+    const __m512i both = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+    return _mm512_permutexvar_epi16(_mm512_and_si512(both, _mm512_set1_epi32(0x000F000F)), table);
+}
+
+// Up to 16 rows as tiles of 32 columns, kStep apart. Scales of whole rows are left out: see `scales_of_rows`.
+void widen(const Matrix &matrix, std::size_t first, std::size_t last, std::uint16_t *tiles) {
     const std::size_t steps = matrix.columns / 32, groups = matrix.columns / matrix.group;
-    for (std::size_t row = 0; row < kRows; ++row) {
-        std::uint16_t *place = panel + row / 16 * 512 + row % 16 * 32;
-        if (row >= count) {
+    const std::size_t row_bytes = matrix.columns * static_cast<std::size_t>(matrix.bits) / 8;
+    for (std::size_t row = first; row < first + 16; ++row) {
+        std::uint16_t *place = tiles + (row - first) * 32;
+        if (row >= last) {
             for (std::size_t step = 0; step < steps; ++step)
-                _mm512_store_si512(place + step * 1024, _mm512_setzero_si512());
+                _mm512_store_si512(place + step * kStep, _mm512_setzero_si512());
             continue;
         }
-        const std::uint8_t *weights = matrix.values + (first + row) * matrix.columns * bits / 8;
-        const std::uint16_t *scales = matrix.scales + (first + row) * groups;
+        const std::uint8_t *weights = matrix.values + row * row_bytes;
+        const std::uint16_t *scales = matrix.scales + row * groups;
+        for (std::size_t at = 0; at < row_bytes; at += 64)  // the same row of the tiles after these
+            _mm_prefetch(reinterpret_cast<const char *>(weights + kRows * row_bytes + at), _MM_HINT_T1);
+        __m512i table = meanings(1.0F);
+        float scale = 1.0F;
         for (std::size_t step = 0; step < steps; ++step) {
-            const float scale = groups == 1 ? 1.0F : _cvtsh_ss(scales[step * 32 / matrix.group]);
-            _mm512_store_si512(place + step * 1024, widened<bits>(weights + step * 4 * bits, scale));
+            if (groups > 1 && step * 32 % matrix.group == 0) {
+                scale = _cvtsh_ss(scales[step * 32 / matrix.group]);
+                if (matrix.bits == 4) table = meanings(scale);
+            }
+            const std::uint8_t *columns = weights + step * 4 * static_cast<std::size_t>(matrix.bits);
+            const __m512i values = matrix.bits == 4 ? looked_up(columns, table)
+                                   : groups == 1    ? widened(columns)
+                                                    : scaled(columns, scale);
+            _mm512_store_si512(place + step * kStep, values);
         }
     }
 }
 
-inline void transpose(const float *from, float *to, std::size_t stride, std::size_t tokens, std::size_t rows) {
-    // 16 x 16: rows of weights by tokens, to tokens by rows of weights
+// Of up to 16 rows, what their products are to be multiplied with.
+void scales_of_rows(const Matrix &matrix, std::size_t first, std::size_t last, float *scales) {
+    for (std::size_t row = first; row < first + 16; ++row)
+        scales[row - first] = matrix.group == matrix.columns && row < last ? _cvtsh_ss(matrix.scales[row]) : 1.0F;
+}
+
+// The products of two tiles of weights, 1 KB apart, with two of tokens: tiles 0 and 1 of the first's, 2 and 3 of the
+// second's.
+inline void multiply_tiles(const std::uint16_t *weights, const std::uint16_t *tokens, const std::uint16_t *more_tokens,
+                           std::size_t steps, float (*sums)[256]) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (std::size_t step = 0; step < steps; ++step) {
+        _tile_loadd(4, weights + step * kStep, 64);
+        _tile_loadd(5, weights + step * kStep + 512, 64);
+        _tile_loadd(6, tokens + step * 512, 64);
+        _tile_loadd(7, more_tokens + step * 512, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 5, 6);
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+}
+
+// 16 rows of weights by 16 tokens, times the rows' scales, to tokens by rows of weights.
+inline void transpose(const float *from, const float *scales, float *to, std::size_t stride, std::size_t tokens,
+                      std::size_t rows) {
     __m512 r[16], t[16];
-    for (int i = 0; i < 16; ++i) r[i] = _mm512_load_ps(from + i * 16);
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_mul_ps(_mm512_load_ps(from + i * 16), _mm512_set1_ps(scales[i]));
     for (int i = 0; i < 8; ++i) {
         t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
         t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
@@ -107,6 +162,29 @@ inline void transpose(const float *from, float *to, std::size_t stride, std::siz
     }
 }
 
+// The same of 16 tokens by 16 pairs of columns, in place of a float each.
+inline void transpose_pairs(const std::uint32_t (*from)[16], std::uint16_t *to) {
+    alignas(64) static constexpr float kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    transpose(reinterpret_cast<const float *>(from), kOnes, reinterpret_cast<float *>(to), 16, 16, 16);
+}
+
+// silu(first * its scales) * (second * its scales) of 16 rows by 16 tokens, as 8 rows of a tile of activations: pairs
+// of rows.
+inline void gate_tile(const float *first, const float *its_scales, const float *second, const float *their_scales,
+                      std::uint16_t *to) {
+    const auto row = [&](std::size_t i) {
+        const __m512 x = _mm512_mul_ps(_mm512_load_ps(first + i * 16), _mm512_set1_ps(its_scales[i]));
+        const __m512 factor = _mm512_mul_ps(_mm512_load_ps(second + i * 16), _mm512_set1_ps(their_scales[i]));
+        return _mm512_mul_ps(silu(x), factor);
+    };
+    alignas(64) static constexpr std::uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i order = _mm512_load_si512(kOrder);
+    for (std::size_t pair = 0; pair < 8; ++pair)
+        _mm512_store_si512(to + pair * 32, _mm512_permutexvar_epi16(order, pairs(row(2 * pair), row(2 * pair + 1))));
+}
+
 }  // namespace
 
 bool allow_amx() {
@@ -126,7 +204,6 @@ std::size_t Halved::reserve(std::size_t tokens, std::size_t columns) {
 }
 
 void Halved::set(const float *x, std::size_t tokens, std::size_t columns, std::size_t first, std::size_t last) {
-    std::uint16_t *values = values_.get();
     for (std::size_t panel = first; panel < last; ++panel)
         for (std::size_t step = 0; step < steps_; ++step) {
             alignas(64) std::uint32_t rows[16][16];  // token, pair of columns
@@ -139,8 +216,7 @@ void Halved::set(const float *x, std::size_t tokens, std::size_t columns, std::s
                 }
                 _mm512_store_si512(rows[i], row);
             }
-            transpose(reinterpret_cast<const float *>(rows),
-                      reinterpret_cast<float *>(values + (panel * steps_ + step) * 512), 16, 16, 16);
+            transpose_pairs(rows, tile(panel, step));
         }
 }
 
@@ -148,44 +224,44 @@ void multiply_halved(const Halved &x, std::size_t tokens, const Output &output, 
     thread_local Aligned<std::uint16_t> scratch;
     const Matrix &matrix = output.matrix;
     const std::size_t steps = matrix.columns / 32;
-    const bool by_row = matrix.group == matrix.columns;
-    std::uint16_t *panel = scratch.reserve(steps * 1024);
-    alignas(64) float sums[4][256];
+    std::uint16_t *panel = scratch.reserve(steps * kStep);
+    alignas(64) float sums[4][256], scales[2][16];
     configure();
     for (std::size_t row = first; row < last; row += kRows) {
-        const std::size_t count = std::min(kRows, last - row);
-        matrix.bits == 8 ? widen<8>(matrix, row, count, panel) : widen<4>(matrix, row, count, panel);
+        for (std::size_t half = 0; half < 2; ++half) {
+            widen(matrix, row + half * 16, last, panel + half * 512);
+            scales_of_rows(matrix, row + half * 16, last, scales[half]);
+        }
         for (std::size_t token = 0; token < tokens; token += kTokens) {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
-            for (std::size_t step = 0; step < steps; ++step) {
-                _tile_loadd(4, panel + step * 1024, 64);
-                _tile_loadd(5, panel + step * 1024 + 512, 64);
-                _tile_loadd(6, x.tile(token / 16, step), 64);
-                _tile_loadd(7, x.tile(token / 16 + 1, step), 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 5, 6);
-                _tile_dpbf16ps(2, 4, 7);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-            _tile_stored(0, sums[0], 64);
-            _tile_stored(1, sums[1], 64);
-            _tile_stored(2, sums[2], 64);
-            _tile_stored(3, sums[3], 64);
+            multiply_tiles(panel, x.tile(token / 16, 0), x.tile(token / 16 + 1, 0), steps, sums);
             for (std::size_t part = 0; part < 4; ++part) {
                 const std::size_t its_row = row + part % 2 * 16, its_token = token + part / 2 * 16;
                 if (its_row >= last || its_token >= tokens) continue;
-                const std::size_t its_rows = std::min<std::size_t>(16, last - its_row);
-                if (by_row)
-                    for (std::size_t i = 0; i < its_rows; ++i) {
-                        const __m512 scale = _mm512_set1_ps(_cvtsh_ss(matrix.scales[its_row + i]));
-                        _mm512_store_ps(sums[part] + i * 16, _mm512_mul_ps(_mm512_load_ps(sums[part] + i * 16), scale));
-                    }
-                transpose(sums[part], output.values + its_token * matrix.rows + its_row, matrix.rows,
-                          std::min<std::size_t>(16, tokens - its_token), its_rows);
+                transpose(sums[part], scales[part % 2], output.values + its_token * matrix.rows + its_row, matrix.rows,
+                          std::min<std::size_t>(16, tokens - its_token), std::min<std::size_t>(16, last - its_row));
             }
+        }
+    }
+    _tile_release();
+}
+
+void multiply_gated_halved(const Halved &x, std::size_t tokens, const Matrix &one, const Matrix &other, Halved &y,
+                           std::size_t first, std::size_t last) {
+    thread_local Aligned<std::uint16_t> scratch;
+    const std::size_t steps = one.columns / 32;
+    std::uint16_t *panel = scratch.reserve(steps * kStep);
+    alignas(64) float sums[4][256], scales[2][16];
+    configure();
+    for (std::size_t row = first; row < last; row += 16) {
+        widen(one, row, last, panel);
+        widen(other, row, last, panel + 512);
+        scales_of_rows(one, row, last, scales[0]);
+        scales_of_rows(other, row, last, scales[1]);
+        for (std::size_t token = 0; token < tokens; token += kTokens) {
+            multiply_tiles(panel, x.tile(token / 16, 0), x.tile(token / 16 + 1, 0), steps, sums);
+            for (std::size_t half = 0; half < 2; ++half)
+                gate_tile(sums[2 * half], scales[0], sums[2 * half + 1], scales[1],
+                          y.tile(token / 16 + half, row / 32) + row % 32 / 16 * 256);
         }
     }
     _tile_release();

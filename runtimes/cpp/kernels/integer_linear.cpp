@@ -66,13 +66,8 @@ bool IntegerLinear::evaluate(ov::TensorVector &outputs, const ov::TensorVector &
         float *y = place(0, all[0].rows);
         if (tokens > 0) multiply_gated(arithmetic, x, tokens, all[0], all[1], y);
     } else {
-        thread_local std::vector<float> between;
         float *y = place(0, all[2].rows);
-        between.resize(std::max(between.size(), tokens * all[0].rows));
-        if (tokens > 0) {
-            multiply_gated(arithmetic, x, tokens, all[0], all[1], between.data());
-            multiply(arithmetic, between.data(), tokens, {{all[2], y}});
-        }
+        if (tokens > 0) multiply_mlp(arithmetic, x, tokens, all[0], all[1], all[2], y);
     }
     return true;
 }

@@ -151,4 +151,25 @@ void multiply_gated(Arithmetic arithmetic, const float *x, std::size_t tokens, c
     multiply_all(arithmetic, x, tokens, {{first, y}, {second, factors.data()}}, true);
 }
 
+void multiply_mlp(Arithmetic arithmetic, const float *x, std::size_t tokens, const Matrix &first, const Matrix &second,
+                  const Matrix &last, float *y) {
+    if (arithmetic != Arithmetic::halved) {
+        thread_local std::vector<float> between;
+        between.resize(std::max(between.size(), tokens * first.rows));
+        multiply_gated(arithmetic, x, tokens, first, second, between.data());
+        return multiply(arithmetic, between.data(), tokens, {{last, y}});
+    }
+    thread_local Halved outer, inner;
+    Halved &activations = outer, &between = inner;  // this thread's, also in the others
+    share(activations.reserve(tokens, first.columns), false,
+          [&](std::size_t from, std::size_t to) { activations.set(x, tokens, first.columns, from, to); });
+    between.reserve(tokens, first.rows);
+    share(first.rows / kBlock, false, [&](std::size_t from, std::size_t to) {
+        multiply_gated_halved(activations, tokens, first, second, between, from * kBlock, to * kBlock);
+    });
+    each_row(tokens, {{last, y}}, false, [&](const Output &output, std::size_t from, std::size_t to) {
+        multiply_halved(between, tokens, output, from, to);
+    });
+}
+
 }  // namespace alize::kernels

@@ -37,4 +37,8 @@ void multiply(Arithmetic arithmetic, const float *x, std::size_t tokens, const s
 void multiply_gated(Arithmetic arithmetic, const float *x, std::size_t tokens, const Matrix &first,
                     const Matrix &second, float *y);
 
+// y[token * last.rows + row] = what the last matrix makes of `multiply_gated`; its columns are the others' rows.
+void multiply_mlp(Arithmetic arithmetic, const float *x, std::size_t tokens, const Matrix &first, const Matrix &second,
+                  const Matrix &last, float *y);
+
 }  // namespace alize::kernels

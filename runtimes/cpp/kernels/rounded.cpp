@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "avx512.hpp"
+#include "silu.hpp"
 
 namespace alize::kernels {
 
@@ -119,28 +120,13 @@ void all_rows(const Form &form, const Rounded &x, std::size_t tokens, const Outp
                                           output.values + token * output.matrix.rows + row);
 }
 
-// e^x, within 2e-7 of it: 2^n times a polynomial of what is left (Taylor's, of degree 6, over half an octave).
-__m512 exponential(__m512 x) {
-    const __m512 clamped = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.0F)), _mm512_set1_ps(-87.0F));
-    const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(clamped, _mm512_set1_ps(1.44269504F)), 0);
-    __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375F), clamped);  // ln 2 in two parts
-    rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4F), rest);
-    __m512 sum = _mm512_set1_ps(1.0F / 720);
-    for (const float factor : {1.0F / 120, 1.0F / 24, 1.0F / 6, 0.5F, 1.0F, 1.0F})
-        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
-    return _mm512_scalef_ps(sum, whole);
-}
-
 }  // namespace
 
 void gate_rows(float *values, const float *factors, std::size_t count) {
-    const __m512 one = _mm512_set1_ps(1.0F);
     for (std::size_t i = 0; i < count; i += 16) {
         const auto mask = static_cast<__mmask16>(count - i >= 16 ? 0xFFFFU : (1U << (count - i)) - 1U);
-        const __m512 x = _mm512_maskz_loadu_ps(mask, values + i), factor = _mm512_maskz_loadu_ps(mask, factors + i);
-        const __m512 sigmoid =
-            _mm512_div_ps(one, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
-        _mm512_mask_storeu_ps(values + i, mask, _mm512_mul_ps(_mm512_mul_ps(x, sigmoid), factor));
+        const __m512 gated = silu(_mm512_maskz_loadu_ps(mask, values + i));
+        _mm512_mask_storeu_ps(values + i, mask, _mm512_mul_ps(gated, _mm512_maskz_loadu_ps(mask, factors + i)));
     }
 }
 
