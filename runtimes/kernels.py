@@ -9,14 +9,14 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from alize.errors import BackendUnavailable
 from alize.runtimes.processor import processor_name
 
-__all__ = ["available", "cache_dir", "library"]
+__all__ = ["available", "cache_dir", "library", "missing"]
 
 _SOURCES = Path(__file__).parent / "cpp" / "kernels"
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-w")
@@ -39,6 +39,11 @@ def available() -> str | None:
         return str(error)
     folder = Path(openvino.__file__).parent
     return None if (folder / "include" / "openvino").is_dir() else f"{folder} has no headers: install openvino from PyPI"
+
+
+def missing(options: Mapping[str, str | int | bool]) -> str | None:
+    """Why a runtime configuration that asks for the kernels cannot run here, None where it can."""
+    return available() if options.get("kernels") == "alize" else None
 
 
 def cache_dir() -> Path:

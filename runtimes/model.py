@@ -14,8 +14,9 @@ from alize.artifact import manifest as manifests
 from alize.artifact.manifest import Configuration, Manifest, ModelInfo
 from alize.artifact.seal import verify as verify_files
 from alize.artifact.state import TUNED, DeviceState, DeviceVerdict
-from alize.errors import NotValidated, SessionClosed, UsageError
+from alize.errors import BackendUnavailable, NotValidated, SessionClosed, UsageError
 from alize.runtimes.golden import GOLDEN, Verdict, judge, measure, read_golden
+from alize.runtimes.kernels import missing
 from alize.runtimes.registry import BACKENDS, Backend, BackendModule, Engine, backend_module, check_device
 from alize.runtimes.session import Limits, Session, session_limits
 from alize.runtimes.text import Tokenizer
@@ -226,7 +227,14 @@ def _configuration(path: Path, manifest: Manifest, name: str | None, state: Devi
         _log.warning("%s was tuned here, and what was chosen fails its replay: `alize tune %s` chooses again", path, path)
     if name == TUNED:
         raise UsageError(f"{path} was not tuned on this device: `alize tune {path}` does that")
-    return next(one for one in manifest.configurations if name in (None, one.name))
+    if name is not None:
+        return next(one for one in manifest.configurations if one.name == name)
+    for one in manifest.configurations:
+        why = missing(one.options)
+        if why is None:
+            return one
+        _log.warning("%s: configuration %s cannot run here: %s", path, one.name, why)
+    raise BackendUnavailable(f"{path}: none of its configurations can run here: rebuild with `{manifest.rebuild}`")
 
 
 def _check_manifest(path: Path, manifest: Manifest) -> None:

@@ -6,6 +6,8 @@ Products of the same input become one node, a gate and what it gates as well: fe
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,10 +61,7 @@ def use_kernels(model: Any) -> list[Any]:
 
     Raises BackendUnavailable where the kernels cannot be used.
     """
-    from openvino.utils.node_factory import NodeFactory
-
-    factory = NodeFactory()
-    factory.add_extension(library())
+    factory = _factory(library())
     shared: dict[tuple[Any, ...], list[_Product]] = {}
     for product in _products(model):
         shared.setdefault(product.form, []).append(product)
@@ -73,6 +72,16 @@ def use_kernels(model: Any) -> list[Any]:
             taken |= _replace(factory, products, by_name)
     model.validate_nodes_and_infer_types()
     return [constant for product in by_name.values() for constant in (product.integers, product.scales)]
+
+
+@cache
+def _factory(extension: Path) -> Any:
+    """Kept for good: with it goes the extension, and with that the code of the nodes that it made."""
+    from openvino.utils.node_factory import NodeFactory
+
+    factory = NodeFactory()
+    factory.add_extension(extension)
+    return factory
 
 
 def _products(model: Any) -> Iterator[_Product]:

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from alize.artifact.manifest import ModelInfo
 from alize.errors import ArtifactError
 from alize.runtimes.block_tables import Table
+from alize.runtimes.openvino_kernels import ROUNDED_TOKENS
 from alize.runtimes.openvino_memory import PagedMemory
 from alize.runtimes.openvino_warm_up import biases, no_bias
 from alize.runtimes.runner import RunnerStep
 from alize.runtimes.taps import Taps
 
-_ONE_BY_ONE = 64  # tokens: each reads the whole cache anew, which for more would cost more than it is worth
+_ONE_BY_ONE = ROUNDED_TOKENS  # each reads the whole cache anew, which for more would cost more than it is worth
 
 __all__ = ["Answer", "PagedEngine", "PagedRunner", "RowStep", "page"]
 

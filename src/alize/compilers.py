@@ -13,6 +13,7 @@ from alize.engine_options import NO_ENGINE_OPTIONS, EngineOptions, options_of_en
 from alize.errors import BackendUnavailable, UsageError
 from alize.nvidia import PACKAGES, Package
 from alize.optimize.quantisation import Quantisation
+from alize.runtimes.kernels import missing
 from alize.runtimes.registry import BACKENDS, Backend
 from alize.runtimes.session import DEFAULT_CHUNK
 
@@ -52,7 +53,8 @@ class DevicePlan:
     variant: str = ""
 
     def configurations_for(self, weights: str, shapes: Mapping[str, Sequence[int]]) -> tuple[Configuration, ...]:
-        """What `load` may run of an artifact that stores `weights`, matrices [...,out,in] of these shapes by name.
+        """What `load` may run of an artifact that stores `weights`, matrices [...,out,in] of these shapes by name, and what this
+        machine can run: each has to be validated.
 
         No more activations share a scale than weights do: OpenVINO's kernels ask for that.
         """
@@ -61,7 +63,9 @@ class DevicePlan:
             return self.configurations
         group = {"dynamic_quantization_group": chosen.smallest_group(shapes)}
         return tuple(
-            replace(one, options={name: group.get(name, value) for name, value in one.options.items()}) for one in self.integers
+            replace(one, options={name: group.get(name, value) for name, value in one.options.items()})
+            for one in self.integers
+            if missing(one.options) is None
         )
 
 
@@ -139,6 +143,7 @@ _OPENVINO: dict[str, str | int | bool] = {
     "kv_cache_precision": "f16",
     "slack": DEFAULT_CHUNK,
 }
+_OPENVINO_INTEGERS = _OPENVINO | {"dynamic_quantization_group": 32}
 _OPENVINO_GPU: dict[str, str | int | bool] = {"inference_precision": "f16", "kv_cache_precision": "f16"}
 _EXACT = Configuration("exact", {"accuracy": True})
 
@@ -151,7 +156,11 @@ COMPILERS: dict[str, Compiler] = {
                 proof="cpu",
                 configurations=(Configuration("default", _OPENVINO),),
                 # Activations rounded to 8 bits, as many sharing a scale as weights do.
-                integers=(Configuration("default", {**_OPENVINO, "dynamic_quantization_group": 32}), _EXACT),
+                integers=(
+                    Configuration("default", {**_OPENVINO_INTEGERS, "kernels": "alize"}),
+                    Configuration("engine", _OPENVINO_INTEGERS),
+                    _EXACT,
+                ),
                 weights=WEIGHTS,
                 experts="apart",
             ),

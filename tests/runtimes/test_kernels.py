@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from alize.errors import BackendUnavailable
-from alize.runtimes import kernels
+from alize.runtimes import kernels, openvino_kernels
 from alize.runtimes.openvino_kernels import ROUNDED_TOKENS
 
 needs_kernels = pytest.mark.skipif(kernels.available() is not None, reason=str(kernels.available()))
@@ -42,10 +42,8 @@ class Matrix:
 def run(form: str, matrices: Sequence[Matrix], x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     import openvino
     from openvino import opset13 as ops
-    from openvino.utils.node_factory import NodeFactory
 
-    factory = NodeFactory()
-    factory.add_extension(kernels.library())
+    factory = openvino_kernels._factory(kernels.library())
     source = ops.parameter([-1, -1, x.shape[-1]], openvino.Type.f32)
     numbers = [number for matrix in matrices for number in matrix.numbers]
     node = factory.create("IntegerLinear", [source], {"form": form, "matrices": numbers, "rounded_tokens": ROUNDED_TOKENS})

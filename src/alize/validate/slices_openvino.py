@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import ModelInfo
 from alize.optimize.openvino_slices import HIDDEN, cut_layers
+from alize.runtimes.openvino_kernels import use_kernels
 from alize.runtimes.openvino_runner import MODEL_FILE, OpenVinoRunner, compile_properties
 
 __all__ = ["WHOLE", "open_slice"]
@@ -31,14 +32,16 @@ def open_slice(
     model = core.read_model(folder / MODEL_FILE)
     output = cut_layers(model, first, stop, info.layers)
     model.add_outputs(list(taps))
-    return OpenVinoSlice(core.compile_model(model, "CPU", compile_properties(options)), info, output, taps)
+    read = use_kernels(model) if options.get("kernels") == "alize" else []
+    return OpenVinoSlice(core.compile_model(model, "CPU", compile_properties(options)), info, output, taps, read)
 
 
 class OpenVinoSlice:
     """A SliceEngine."""
 
-    def __init__(self, compiled: Any, info: ModelInfo, output: str, taps: Sequence[str]) -> None:
+    def __init__(self, compiled: Any, info: ModelInfo, output: str, taps: Sequence[str], read: Sequence[Any]) -> None:
         self._compiled = compiled
+        self._read_in_place = read  # constants of the graph that kernels read by their address
         self._info = info
         self._output = output
         self._taps = taps
