@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -101,7 +102,7 @@ class Model:
 
 
 def load(
-    path: Path,
+    path: str | PathLike[str],
     *,
     device: str | None = None,
     expect: str | None = None,
@@ -127,7 +128,7 @@ def load(
         place.verify(full=verify == "full")
         place.record(DeviceVerdict("skipped"), unless="pass")
         return place.open()
-    _check_manifest(path, place.manifest)
+    _check_manifest(place.folder, place.manifest)
     _check_known(place)
     place.verify(full=verify == "full")
     model = place.open()
@@ -140,7 +141,7 @@ def load(
 
 
 def replay(
-    path: Path,
+    path: str | PathLike[str],
     *,
     device: str | None = None,
     expect: str | None = None,
@@ -189,7 +190,7 @@ class Place:
 
 
 def find_place(
-    path: Path,
+    path: str | PathLike[str],
     *,
     device: str | None,
     expect: str | None,
@@ -200,6 +201,7 @@ def find_place(
     """The artifact, the device and the configuration that these options of `load` mean. Raises what `load` raises of them."""
     if verify not in ("stat", "full"):
         raise UsageError(f"verify {verify!r} must be 'stat' or 'full'")
+    path = Path(path)
     manifest = manifests.read(path, expect=expect)
     _check_name(path, manifest, configuration)
     module = backend_module(manifest.target.backend, backends=backends)

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from os import PathLike
 from typing import Protocol
 
 import numpy as np
@@ -82,7 +82,7 @@ class Listener(Protocol):
 
 
 def tune(
-    path: Path,
+    path: str | PathLike[str],
     *,
     device: str | None = None,
     workload: Workload | None = None,
@@ -110,7 +110,7 @@ def tune(
         search.close()
 
 
-def forget(path: Path, *, device: str | None = None, backends: Mapping[str, Backend] = BACKENDS) -> bool:
+def forget(path: str | PathLike[str], *, device: str | None = None, backends: Mapping[str, Backend] = BACKENDS) -> bool:
     """Whether something had been chosen; `load` runs the sealed configuration again. Raises what `load` raises."""
     state = find_place(path, device=device, expect=None, verify="stat", configuration=None, backends=backends).state
     known = state.tuned() is not None
