@@ -180,7 +180,8 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
 def _add_load(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loading")
     group.add_argument("--device", help="where to run (default: the device that it was built for)")
-    group.add_argument("--configuration", metavar="NAME", help="runtime configuration of the artifact (default: its first)")
+    chosen = "runtime configuration of the artifact, or tuned (default: what was tuned here, else its first)"
+    group.add_argument("--configuration", metavar="NAME", help=chosen)
     group.add_argument("--expect", metavar="DIGEST", help="refuse an artifact with another digest")
     group.add_argument("--verify", choices=("stat", "full"), default="stat", help="full: hash every file at this load too")
     group.add_argument("--unsafe-skip-validation", action="store_true", help="run without a verdict for this device")

@@ -13,6 +13,24 @@
 #include "strict.hpp"
 
 namespace alize {
+
+Options decode_options(const Field &field) {
+    Options found;
+    for (const auto &[name, value] : field.members()) {
+        const Json &json = value.json();
+        if (json.is_string()) {
+            found[name] = value.string();
+        } else if (json.is_boolean()) {
+            found[name] = value.boolean();
+        } else if (json.is_number_integer()) {
+            found[name] = value.integer();
+        } else {
+            value.should_be("str or int or bool");
+        }
+    }
+    return found;
+}
+
 namespace {
 
 bool is_digest(std::string_view text) {
@@ -85,20 +103,7 @@ ModelInfo decode_model(const Field &model) {
 
 Configuration decode_configuration(const Field &field) {
     field.fields({"name", "options"});
-    Configuration found{field["name"].string(), {}};
-    for (const auto &[name, value] : field["options"].members()) {
-        const Json &json = value.json();
-        if (json.is_string()) {
-            found.options[name] = value.string();
-        } else if (json.is_boolean()) {
-            found.options[name] = value.boolean();
-        } else if (json.is_number_integer()) {
-            found.options[name] = value.integer();
-        } else {
-            value.should_be("str or int or bool");
-        }
-    }
-    return found;
+    return {field["name"].string(), decode_options(field["options"])};
 }
 
 void decode_target(const Field &target, Manifest &manifest) {

@@ -49,6 +49,11 @@ struct Manifest {
     std::string rebuild, digest;
 };
 
+class Field;
+
+// The options of a configuration. Raises ALIZE_ARTIFACT for values that are no text, integer or truth.
+Options decode_options(const Field &field);
+
 constexpr int64_t kSchema = 3;
 constexpr const char *kManifest = "manifest.json";
 

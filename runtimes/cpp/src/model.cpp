@@ -29,27 +29,46 @@ struct Place {
     }
 };
 
-Configuration configuration_of(const std::filesystem::path &folder, const Manifest &manifest, const std::string &name) {
+// Before a back-end is opened.
+void check_name(const std::filesystem::path &folder, const Manifest &manifest, const std::string &name) {
     const auto &known = manifest.configurations;
     if (known.empty())
         fail(ALIZE_NOT_VALIDATED, folder.string(),
              " has no runtime configuration with a passing verdict: rebuild with `", manifest.rebuild, "`");
-    if (name.empty()) return known.front();
     std::string listed;
     for (const Configuration &one : known) {
-        if (one.name == name) return one;
+        if (one.name == name) return;
         listed += (listed.empty() ? "" : ", ") + one.name;
     }
-    fail(ALIZE_USAGE, folder.string(), " has no configuration ", repr(std::string_view(name)), ": use one of ", listed);
+    if (!name.empty() && name != kTuned)
+        fail(ALIZE_USAGE, folder.string(), " has no configuration ", repr(std::string_view(name)), ": use one of ",
+             listed);
+}
+
+Configuration configuration_of(const std::filesystem::path &path, const Manifest &manifest, const std::string &name,
+                               const DeviceState &state) {
+    const std::string folder = path.string();
+    if (name.empty() || name == kTuned) {
+        if (const std::optional<Configuration> tuned = state.tuned()) {
+            if (state.verdict(tuned->name) != "fail") return *tuned;
+            warn(text(folder, " was tuned here, and what was chosen fails its replay: `alize tune ", folder,
+                      "` chooses again"));
+        }
+    }
+    if (name == kTuned) fail(ALIZE_USAGE, folder, " was not tuned on this device: `alize tune ", folder, "` does that");
+    const auto &known = manifest.configurations;
+    return *std::find_if(known.begin(), known.end(),
+                         [&](const Configuration &one) { return name.empty() || one.name == name; });
 }
 
 Place find(const std::filesystem::path &folder, const LoadOptions &options) {
     Manifest manifest = read_manifest(folder, options.expect);
-    Configuration configuration = configuration_of(folder, manifest, options.configuration);
+    check_name(folder, manifest, options.configuration);
     const Backend &backend = Backend::open(manifest.backend, options.backend_path);
     const std::string device = options.device.empty() ? manifest.device : options.device;
     backend.check_device(device);
     DeviceState state(manifest.digest, backend.fingerprint(device));
+    Configuration configuration = configuration_of(folder, manifest, options.configuration, state);
     return {folder,           std::move(manifest),       backend, device, std::move(configuration),
             std::move(state), options.tokenizers_library};
 }

@@ -16,7 +16,7 @@ namespace alize {
 namespace {
 
 constexpr int64_t kStateSchema = 1;
-constexpr const char *kStateFile = "state.json";
+constexpr const char *kStateFile = "state.json", *kTunedFile = "tuned.json";
 
 std::string environment(const char *name) {
     const char *value = std::getenv(name);
@@ -41,6 +41,11 @@ std::string resolved(const std::filesystem::path &folder) {
     std::error_code error;
     const auto found = std::filesystem::weakly_canonical(from_root(folder), error);
     return error ? from_root(folder).string() : found.string();
+}
+
+Json parse_utf8(const std::string &bytes) {
+    if (not_utf8(bytes) != std::string_view::npos) fail(ALIZE_ARTIFACT, "not UTF-8");
+    return parse_json(bytes);
 }
 
 FileRecord decode_record(const Field &field) {
@@ -105,13 +110,33 @@ void DeviceState::record_files(const std::filesystem::path &folder, const FileRe
     write();
 }
 
+std::optional<Configuration> DeviceState::tuned() const {
+    const std::filesystem::path path = folder_ / kTunedFile;
+    std::string bytes;
+    if (read_file(path, bytes) != 0) return std::nullopt;
+    try {
+        Json json = parse_utf8(bytes);
+        const Field top(json, "");
+        top.fields({"schema", "options", "gain"});
+        const int64_t schema = top["schema"].integer();
+        Options options = decode_options(top["options"]);
+        top["gain"].number();
+        if (schema != kStateSchema) return std::nullopt;
+        const std::string digest = sha256(canonical(top["options"].json()));
+        return Configuration{std::string(kTuned) + "-" + digest.substr(0, 8), std::move(options)};
+    } catch (const Error &error) {
+        warn(text(path.string(), " is not a file that alize can read (", error.what(),
+                  "): the artifact is not tuned here"));
+        return std::nullopt;
+    }
+}
+
 void DeviceState::read() {
     const std::filesystem::path path = folder_ / kStateFile;
     std::string bytes;
     if (read_file(path, bytes) != 0) return;  // none yet, or unreadable: then writing will complain
     try {
-        if (not_utf8(bytes) != std::string_view::npos) fail(ALIZE_ARTIFACT, "not UTF-8");
-        Json json = parse_json(bytes);
+        Json json = parse_utf8(bytes);
         const Field top(json, "");
         top.fields({"schema", "fingerprint", "verdicts", "files"});
         Fingerprint fingerprint;

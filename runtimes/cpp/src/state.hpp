@@ -1,18 +1,24 @@
-// What one device has learnt about one artifact: verdicts and which files it has hashed (docs/state.md).
+// What one device has learnt about one artifact: verdicts, which files it has hashed, and what was tuned
+// (docs/state.md).
 #pragma once
 
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "files.hpp"
+#include "manifest.hpp"
 
 namespace alize {
 
 using Fingerprint = std::map<std::string, std::string>;
 using Figures = std::map<std::string, double>;
 using FileRecords = std::map<std::string, FileRecord>;
+
+// The name by which `load` is asked for what tuning chose.
+constexpr const char *kTuned = "tuned";
 
 // $ALIZE_STATE_DIR, or `alize` under $XDG_STATE_HOME, or ~/.local/state/alize.
 std::filesystem::path state_dir();
@@ -30,6 +36,10 @@ public:
 
     FileRecords file_records(const std::filesystem::path &folder) const;
     void record_files(const std::filesystem::path &folder, const FileRecords &records);
+
+    // What `alize tune` chose for this device, if it did. Its name has a digest of its options, so that a verdict
+    // belongs to these.
+    std::optional<Configuration> tuned() const;
 
     const std::filesystem::path &folder() const { return folder_; }
 

@@ -28,7 +28,7 @@ the text
 
 the artifact
   --device NAME              where to run (default: the device that it was built for)
-  --configuration NAME       a runtime configuration of its manifest (default: the first)
+  --configuration NAME       a runtime configuration of its manifest, or tuned (default: what was tuned here, else the first)
   --expect DIGEST            refuse any other artifact
   --verify stat|full         hash the files that changed since they were last hashed here, or all (default: stat)
   --unsafe-skip-validation   run what nothing proves

@@ -69,7 +69,8 @@ typedef struct alize_load_options {
     size_t size;               /* sizeof(alize_load_options) */
     const char *device;        /* NULL = the one it was built for */
     const char *expect;        /* the digest that the manifest must have; NULL = any */
-    const char *configuration; /* the name of a runtime configuration of the manifest; NULL = the first */
+    const char *configuration; /* the name of a runtime configuration of the manifest, or "tuned"; NULL = what
+                                  `alize tune` chose for this device, else the manifest's first */
     const char *backend_path;  /* folder of libalize_BACKEND.so; NULL = $ALIZE_BACKEND_PATH, else libalize's own */
     const char
         *tokenizers_library; /* openvino-tokenizers' extension; NULL = $ALIZE_TOKENIZERS, else beside the back-end */
