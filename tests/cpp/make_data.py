@@ -6,6 +6,7 @@ FOLDER/artifacts/*         sealed artifacts, right ones and wrong ones
 FOLDER/refusals.json       for each refused load: the options, the status and the message
 FOLDER/manifests.json      manifests with one thing wrong, and the message
 FOLDER/traces.json         calls of a session, and what each returned (of logits: a hash of their bytes)
+FOLDER/chosen.json         device states in which something was tuned, and configurations that cannot run; what load makes of them
 FOLDER/openvino.json       the same for real engines, with the greedy token in place of a hash; and text
 """
 
@@ -27,6 +28,7 @@ from alize.runtimes import fake
 from alize.runtimes.generate import GenerationOptions, generate
 from alize.runtimes.model import Model, load
 from alize.runtimes.session import Session
+from tests.cpp.chosen_data import left_out, tuned
 from tests.cpp.manifest_data import error_of, manifests, resealed
 from tests.runtimes.artifacts import seal
 from tests.runtimes.backends import FULL, MAX_POSITIONS, MIXED, UNEQUAL, UNIFORM, VOCABULARY, model_info
@@ -97,6 +99,21 @@ def refused(name: str, place: Path, options: dict[str, Any]) -> dict[str, Any]:
     except AlizeError as error:
         return {"case": name, "folder": str(place), "options": options, **error_of(error)}
     raise AssertionError(f"{name} was not refused")
+
+
+def without_kernels(folder: Path) -> Iterator[dict[str, Any]]:
+    def asking(*names: str) -> Callable[[dict[str, Any]], object]:
+        def edit(fields: dict[str, Any]) -> None:
+            for one in fields["configurations"]:
+                one["options"] |= {"kernels": "alize"} if one["name"] in names else {"kernels": "engine"}
+
+        return edit
+
+    places = {name: folder / "artifacts" / f"asking in {name}" for name in ("the first", "every one")}
+    for place, names in zip(places.values(), (("default",), ("default", "small")), strict=True):
+        seal(place)
+        rewritten(place, asking(*names))
+    return left_out(places, folder / "left out states")
 
 
 # ---- Sessions
@@ -222,17 +239,20 @@ def real(place: Path, copies: Path) -> dict[str, Any]:
 
 
 def in_narrow_memory(place: Path, copies: Path, traces: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of a tiny artifact: a copy that forgets after few tokens, paged and stateful, and one whose windows are wrong."""
+    """Of a tiny artifact: a copy that forgets after few tokens, paged and stateful, with weights of integers also by alize's
+    kernels; and one whose windows are wrong."""
 
     def forgetful(fields: dict[str, Any]) -> None:
         options = fields["configurations"][0]["options"] | {"chunk": 16, "slack": 16}
-        kinds = ("paged", "stateful")
-        fields["configurations"] = [{"name": kind, "options": options | {"attention": kind}} for kind in kinds]
+        forms = [{"attention": form, "kernels": whose} for form in ("paged", "stateful") for whose in kernels]
+        fields["configurations"] = [{"name": " ".join(form.values()), "options": options | form} for form in forms]
 
+    integers = json.loads((place / "manifest.json").read_text())["target"]["weights"].startswith("int")
+    kernels = ("engine", "alize") if integers else ("engine",)
     narrow = shutil.copytree(place, copies / f"{place.name} narrow")
     rewritten(narrow, forgetful)
-    for kind in ("paged", "stateful"):
-        with load(narrow, configuration=kind) as model:
+    for configuration in [f"{form} {whose}" for form in ("paged", "stateful") for whose in kernels]:
+        with load(narrow, configuration=configuration) as model:
             traces += [trace(model, seed=10 + batch, batch=batch, greedy=True) for batch in (1, 3)]
     wrong = shutil.copytree(place, copies / f"{place.name} of other windows")
     rewritten(wrong, lambda fields: fields["model"].update(windows=[window + 1 for window in fields["model"]["windows"]]))
@@ -282,6 +302,8 @@ def main(folder: Path, *artifacts: Path) -> None:
         "manifests": list(manifests()),
         "openvino": [real(artifact.absolute(), folder / "artifacts") for artifact in artifacts],
     }
+    written["chosen"] = [*tuned(folder / "artifacts" / "uniform", folder / "tuned states"), *without_kernels(folder)]
+    os.environ["ALIZE_STATE_DIR"] = str(folder / "python-state")
     with load(folder / "artifacts" / "uniform") as model:
         state = DeviceState(model.manifest.digest, fake.fingerprint("cpu"))
     written["state"] = {

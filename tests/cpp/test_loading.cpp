@@ -5,6 +5,20 @@
 
 #include "data.hpp"
 
+namespace {
+
+// Without the folder of the states, and without what the parser said where the words are its own.
+std::vector<std::string> apart_from(std::vector<std::string> lines, const std::string &states, bool own_words) {
+    for (std::string &line : lines) {
+        if (const size_t at = line.find(states); at != std::string::npos) line.erase(at, states.size());
+        if (const size_t from = line.find('('); own_words && from != std::string::npos)
+            line.erase(from, line.rfind(')') - from);
+    }
+    return lines;
+}
+
+}  // namespace
+
 TEST_CASE("every load that Python refuses, with the same status and message") {
     own_state("loading");
     for (const Json &one : data("refusals")) {
@@ -49,6 +63,36 @@ TEST_CASE("the device's state is Python's: a verdict of either spares the other 
     const auto before = std::filesystem::last_write_time(file);
     alize::Model::load(data_folder() + "/artifacts/uniform");
     CHECK(std::filesystem::last_write_time(file) == before);  // nothing was left to do
+}
+
+TEST_CASE("what was tuned, and what can run here, is chosen as Python chooses") {
+    for (const Json &one : data("chosen")) {
+        CAPTURE(one["case"]);
+        own_state("chosen");
+        const std::filesystem::path states = ::getenv("ALIZE_STATE_DIR");
+        std::filesystem::remove_all(states);
+        for (const auto &[name, bytes] : one["files"].items()) {
+            std::filesystem::create_directories((states / name).parent_path());
+            const auto content = bytes.get<std::vector<char>>();
+            std::ofstream(states / name).write(content.data(), static_cast<std::streamsize>(content.size()));
+        }
+        std::vector<std::string> lines;
+        const auto take = [](const char *line, void *user) {
+            static_cast<std::vector<std::string> *>(user)->emplace_back(line);
+        };
+        alize_set_log(take, &lines);
+        alize::LoadOptions options;
+        options.configuration = one["configuration"];
+        const Json refused = refusal([&] {
+            const alize::Model model = alize::Model::load(one["artifact"], options);
+            CHECK(model.info().configuration == one["loaded"].get<std::string>());
+            CHECK(model.info().chunk == one["chunk"].get<int64_t>());
+            CHECK(model.info().slack == one["slack"].get<int64_t>());
+        });
+        alize_set_log(nullptr, nullptr);
+        CHECK(refused == refusal_of(one));
+        CHECK(apart_from(lines, states, one["own_words"]) == apart_from(one["lines"], one["states"], one["own_words"]));
+    }
 }
 
 TEST_CASE("a state that cannot be written is said once, and loading goes on") {

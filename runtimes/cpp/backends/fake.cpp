@@ -1,5 +1,6 @@
 // The fake back-end: the "language model" of integer arithmetic that runtimes/fake.py describes, bit for bit.
 #include <algorithm>
+#include <string_view>
 #include <vector>
 
 #include "table.hpp"
@@ -109,6 +110,17 @@ struct Runner {
 
 using E = Entries<Engine, Runner>;
 
+int32_t missing(const alize_backend_option *options, size_t count, alize_backend_text each, void *user,
+                alize_backend_error *) {
+    constexpr std::string_view kWhy = "the fake back-end has no kernels";
+    const bool asked = std::any_of(options, options + count, [](const alize_backend_option &option) {
+        return std::string_view(option.name) == "kernels" && option.kind == 's' &&
+               std::string_view(option.text) == "alize";
+    });
+    if (asked) each(user, kWhy.data(), kWhy.size());
+    return 0;
+}
+
 const alize_backend kTable = {
     ALIZE_BACKEND_ABI,
     "fake",
@@ -134,6 +146,7 @@ const alize_backend kTable = {
     nullptr,
     nullptr,
     nullptr,
+    missing,
 };
 
 }  // namespace

@@ -22,7 +22,7 @@ namespace alize::kernels {
 // small product itself. So a graph with it lives in one process, and whoever makes it keeps the memory.
 class IntegerLinear : public ov::op::Op {
 public:
-    OPENVINO_OP("IntegerLinear", "alize");
+    OPENVINO_OP("IntegerLinear", "alize")
 
     IntegerLinear() = default;
     IntegerLinear(const ov::Output<ov::Node> &x, std::string form, std::vector<std::int64_t> matrices,

@@ -60,6 +60,21 @@ void check(int32_t status, const alize_backend_error &error) {
     if (status != 0) throw Error(status, error.message);
 }
 
+// Its texts live as long as `options`.
+std::vector<alize_backend_option> listed_options(const Options &options) {
+    std::vector<alize_backend_option> listed;
+    for (const auto &[name, value] : options) {
+        alize_backend_option option = {name.c_str(), 's', nullptr, 0};
+        if (const auto *words = std::get_if<std::string>(&value)) option.text = words->c_str();
+        if (const auto *number = std::get_if<int64_t>(&value)) option.kind = 'i', option.number = *number;
+        if (const auto *truth = std::get_if<bool>(&value)) option.kind = 'b', option.number = *truth;
+        listed.push_back(option);
+    }
+    return listed;
+}
+
+void take_text(void *user, const char *text, size_t length) { static_cast<std::string *>(user)->assign(text, length); }
+
 class TableRunner : public Runner {
 public:
     TableRunner(const alize_backend &table, void *runner) : table_(table), runner_(runner) {}
@@ -138,17 +153,19 @@ Fingerprint Backend::fingerprint(const std::string &device) const {
     return found;
 }
 
+std::string Backend::missing(const Options &options) const {
+    std::string found;
+    if (table_->missing == nullptr) return found;
+    const std::vector<alize_backend_option> listed = listed_options(options);
+    alize_backend_error error = {};
+    check(table_->missing(listed.data(), listed.size(), take_text, &found, &error), error);
+    return found;
+}
+
 Engine::Engine(const Backend &backend, const std::filesystem::path &folder, const Manifest &manifest,
                const std::string &device, const Options &options, const std::string &tokenizers_library)
     : table_(backend.table()) {
-    std::vector<alize_backend_option> listed;
-    for (const auto &[name, value] : options) {
-        alize_backend_option option = {name.c_str(), 's', nullptr, 0};
-        if (const auto *words = std::get_if<std::string>(&value)) option.text = words->c_str();
-        if (const auto *number = std::get_if<int64_t>(&value)) option.kind = 'i', option.number = *number;
-        if (const auto *truth = std::get_if<bool>(&value)) option.kind = 'b', option.number = *truth;
-        listed.push_back(option);
-    }
+    const std::vector<alize_backend_option> listed = listed_options(options);
     const std::string place = folder.string();
     const ModelInfo &info = manifest.model;
     const alize_backend_model model = {place.c_str(),
@@ -194,10 +211,7 @@ std::string Engine::decode(const std::vector<int64_t> &tokens, bool skip_special
         fail(ALIZE_BACKEND_UNAVAILABLE, "back-end ", table_.name, " has no tokenizer: pass token ids");
     std::string found;
     alize_backend_error error = {};
-    const auto take = [](void *user, const char *text, size_t length) {
-        static_cast<std::string *>(user)->assign(text, length);
-    };
-    check(table_.decode(engine_, tokens.data(), tokens.size(), skip_special_tokens, take, &found, &error), error);
+    check(table_.decode(engine_, tokens.data(), tokens.size(), skip_special_tokens, take_text, &found, &error), error);
     return found;
 }
 

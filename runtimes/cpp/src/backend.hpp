@@ -24,6 +24,8 @@ public:
     // Raises ALIZE_DEVICE_UNAVAILABLE, listing the devices that are there, unless `device` is one of them.
     void check_device(const std::string &device) const;
     Fingerprint fingerprint(const std::string &device) const;
+    // Why a configuration with these options cannot run on this machine; "" where it can.
+    std::string missing(const Options &options) const;
     const alize_backend &table() const { return *table_; }
 
 private:

@@ -46,7 +46,7 @@ void check_name(const std::filesystem::path &folder, const Manifest &manifest, c
 }
 
 Configuration configuration_of(const std::filesystem::path &path, const Manifest &manifest, const std::string &name,
-                               const DeviceState &state) {
+                               const Backend &backend, const DeviceState &state) {
     const std::string folder = path.string();
     if (name.empty() || name == kTuned) {
         if (const std::optional<Configuration> tuned = state.tuned()) {
@@ -56,9 +56,14 @@ Configuration configuration_of(const std::filesystem::path &path, const Manifest
         }
     }
     if (name == kTuned) fail(ALIZE_USAGE, folder, " was not tuned on this device: `alize tune ", folder, "` does that");
-    const auto &known = manifest.configurations;
-    return *std::find_if(known.begin(), known.end(),
-                         [&](const Configuration &one) { return name.empty() || one.name == name; });
+    for (const Configuration &one : manifest.configurations) {
+        if (!name.empty() && one.name != name) continue;
+        const std::string why = name.empty() ? backend.missing(one.options) : "";
+        if (why.empty()) return one;
+        warn(text(folder, ": configuration ", one.name, " cannot run here: ", why));
+    }
+    fail(ALIZE_BACKEND_UNAVAILABLE, folder, ": none of its configurations can run here: rebuild with `",
+         manifest.rebuild, "`");
 }
 
 Place find(const std::filesystem::path &folder, const LoadOptions &options) {
@@ -68,7 +73,7 @@ Place find(const std::filesystem::path &folder, const LoadOptions &options) {
     const std::string device = options.device.empty() ? manifest.device : options.device;
     backend.check_device(device);
     DeviceState state(manifest.digest, backend.fingerprint(device));
-    Configuration configuration = configuration_of(folder, manifest, options.configuration, state);
+    Configuration configuration = configuration_of(folder, manifest, options.configuration, backend, state);
     return {folder,           std::move(manifest),       backend, device, std::move(configuration),
             std::move(state), options.tokenizers_library};
 }

@@ -4,7 +4,6 @@
 #include <fstream>
 #include <map>
 #include <sstream>
-#include <string_view>
 
 #include "../guard.hpp"
 #include "paging.hpp"
@@ -33,14 +32,8 @@ Options options_of(const alize_backend_model &model) {
     return found;
 }
 
-bool asks_for_pages(const alize_backend_model &model) {
-    const Options options = options_of(model);
-    const auto found = options.find("attention");
-    return found != options.end() && found->second.kind == 's' && std::string_view(found->second.text) == "paged";
-}
-
-// OpenVINO's names for a configuration's options; see compile_properties in runtimes/openvino_runner.py. `attention` is
-// none: it decides which graph is compiled.
+// OpenVINO's names for a configuration's options; see compile_properties in runtimes/openvino_runner.py. `attention`
+// and `kernels` are none: they decide which graph is compiled.
 ov::AnyMap properties(const alize_backend_model &model) {
     Options options = options_of(model);
     const auto text = [](const alize_backend_option &option) {
@@ -66,6 +59,12 @@ ov::AnyMap properties(const alize_backend_model &model) {
 }
 
 }  // namespace
+
+bool asks_for(std::span<const alize_backend_option> options, std::string_view option, std::string_view value) {
+    return std::any_of(options.begin(), options.end(), [&](const alize_backend_option &one) {
+        return one.name == option && one.kind == 's' && one.text == value;
+    });
+}
 
 std::string engine_version() { return ov::get_openvino_version().buildNumber; }
 
@@ -121,13 +120,15 @@ OpenVinoEngine::OpenVinoEngine(const alize_backend_model &model)
 }
 
 void OpenVinoEngine::compile(const std::string &path, const alize_backend_model &model) {
-    const bool paged = asks_for_pages(model);
+    const std::span options(model.options, model.option_count);
+    const bool paged = asks_for(options, "attention", "paged");
     ov::Core core;
     const auto graph = core.read_model(path);
     if (paged)
         page(graph, model);
     else
         slice_before_head(*graph);
+    if (asks_for(options, "kernels", "alize")) read_in_place_ = use_kernels(*graph, processor_name());
     if (model.experts > 0) add_expert_bias(*graph, model);
     compiled_ = core.compile_model(graph, engine_name(model.device), properties(model));
     if (paged) {

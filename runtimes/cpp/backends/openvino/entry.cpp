@@ -62,6 +62,14 @@ int32_t decode(void *engine, const int64_t *tokens, size_t count, int32_t skip_s
     });
 }
 
+int32_t missing(const alize_backend_option *options, size_t count, alize_backend_text each, void *user,
+                alize_backend_error *error) {
+    return guarded(error, [&] {
+        if (!asks_for({options, count}, "kernels", "alize")) return;
+        if (const std::string why = no_kernels(processor_name()); !why.empty()) each(user, why.data(), why.size());
+    });
+}
+
 const alize_backend kTable = {
     ALIZE_BACKEND_ABI,
     "openvino",
@@ -80,6 +88,7 @@ const alize_backend kTable = {
     encode,
     decode,
     [](int64_t *tokens) { std::free(tokens); },
+    missing,
 };
 
 }  // namespace

@@ -5,13 +5,14 @@
 #include <openvino/runtime/exception.hpp>
 
 #include "../guard.hpp"
+#include "kernels.hpp"
 #include "paging.hpp"
 #include "warm_up.hpp"
 
 namespace alize::backends {
 namespace {
 
-constexpr int64_t kOneByOne = 64;  // tokens: each reads the whole cache anew
+constexpr int64_t kOneByOne = kRoundedTokens;  // each reads the whole cache anew
 
 size_t rows_for_one_kernel(const ov::CompiledModel &compiled, const alize_backend_model &model) {
     const auto threads = compiled.get_property(ov::inference_num_threads);

@@ -34,6 +34,7 @@ const alize_backend kTable = {
     nullptr,  // a step is short: a session stops between two of them
     E::free_runner,    nullptr,
     nullptr,           nullptr,
+    nullptr,
 };
 
 }  // namespace

@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define ALIZE_BACKEND_ABI 1
+#define ALIZE_BACKEND_ABI 2
 #define ALIZE_BACKEND_ENTRY "alize_backend_entry"
 
 typedef struct alize_backend_error {
@@ -70,6 +70,11 @@ typedef struct alize_backend {
     int32_t (*decode)(void *engine, const int64_t *tokens, size_t count, int32_t skip_special_tokens,
                       alize_backend_text text, void *user, alize_backend_error *error);
     void (*free_tokens)(int64_t *tokens);
+
+    /* Tells `each` why a configuration with these options cannot run on this machine; nothing where it can. May be
+     * NULL. */
+    int32_t (*missing)(const alize_backend_option *options, size_t option_count, alize_backend_text each, void *user,
+                       alize_backend_error *error);
 } alize_backend;
 
 /* The symbol ALIZE_BACKEND_ENTRY. */

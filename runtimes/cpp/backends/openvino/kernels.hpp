@@ -1,0 +1,26 @@
+// Has alize's own kernels (runtimes/cpp/kernels) compute the products with integer weights of a graph; see
+// runtimes/openvino_kernels.py.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <openvino/openvino.hpp>
+
+namespace alize::backends {
+
+// Up to so many tokens activations are rounded to 8 bits, and a token gives the same bits alone as among others.
+constexpr int64_t kRoundedTokens = 32;
+
+using Kept = std::vector<std::shared_ptr<const ov::Node>>;
+
+// Why the kernels cannot be used, "" where they can. `processor` is its name with its flags, as in a fingerprint.
+std::string no_kernels(std::string_view processor);
+
+// Replaces, in place, the products that the kernels know. Returns the constants that they read where they lie, which
+// have to be kept as long as what is compiled of the graph. Refuses where the kernels cannot be used.
+Kept use_kernels(ov::Model &graph, std::string_view processor);
+
+}  // namespace alize::backends
