@@ -145,17 +145,15 @@ TEST_CASE("a gate and what it gates") {
             CAPTURE(what);
             const Fenced<float> x(one.tokens * one.columns);
             fill_whole(x, chance);
-            for (const size_t rows : {77, 100}) {
-                const Weights first(rows, one.columns, one.group, one.bits, chance),
-                    second(rows, one.columns, one.group, one.bits, chance);
-                // so that the gate is neither open nor shut
-                for (size_t i = 0; i < first.scales.size(); i++) first.scales[i] = 1 << 10;
-                const Fenced<float> y(one.tokens * rows), expected(y.size());
-                multiply_gated(Arithmetic::reference, x.data(), one.tokens, first.matrix, second.matrix,
-                               expected.data());
-                multiply_gated(arithmetic, x.data(), one.tokens, first.matrix, second.matrix, y.data());
-                CHECK(worst(y, expected) < 1e-5);
-            }
+            const size_t rows = one.tokens % 2 == 0 ? 100 : 77;
+            const Weights first(rows, one.columns, one.group, one.bits, chance),
+                second(rows, one.columns, one.group, one.bits, chance);
+            // so that the gate is neither open nor shut
+            for (size_t i = 0; i < first.scales.size(); i++) first.scales[i] = 1 << 10;
+            const Fenced<float> y(one.tokens * rows), expected(y.size());
+            multiply_gated(Arithmetic::reference, x.data(), one.tokens, first.matrix, second.matrix, expected.data());
+            multiply_gated(arithmetic, x.data(), one.tokens, first.matrix, second.matrix, y.data());
+            CHECK(worst(y, expected) < 1e-5);
         }
     }
 }
@@ -167,7 +165,7 @@ TEST_CASE("an MLP, rounded between its halves") {
             const std::string what = named(arithmetic, one);
             CAPTURE(what);
             const bool whole = one.group == one.columns;
-            const size_t between = whole ? 160 : 2 * one.group + one.columns % 96 / 32 * one.group;
+            const size_t between = whole ? 160 : std::max<size_t>(one.group, 96 / one.group * one.group);
             const Fenced<float> x(one.tokens * one.columns), y(one.tokens * 77), expected(y.size());
             fill_whole(x, chance);
             const Weights first(between, one.columns, one.group, one.bits, chance),
