@@ -1,3 +1,4 @@
+#include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -185,13 +186,19 @@ inline void gate_tile(const float *first, const float *its_scales, const float *
         _mm512_store_si512(to + pair * 32, _mm512_permutexvar_epi16(order, pairs(row(2 * pair), row(2 * pair + 1))));
 }
 
+// Leaf 7 of CPUID, EDX: bit 22 is AMX-BF16, bit 24 AMX-TILE. Clang 14's __builtin_cpu_supports has no word for them.
+bool has_tiles() {
+    constexpr unsigned both = 1U << 22U | 1U << 24U;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & both) == both;
+}
+
 }  // namespace
 
 bool allow_amx() {
     static const bool allowed = [] {
         constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: arch/x86 of Linux
-        return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-               __builtin_cpu_supports("avx512bf16") && syscall(SYS_arch_prctl, request, tile_data) == 0;
+        return has_tiles() && __builtin_cpu_supports("avx512bf16") && syscall(SYS_arch_prctl, request, tile_data) == 0;
     }();
     return allowed;
 }

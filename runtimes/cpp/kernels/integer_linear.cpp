@@ -28,7 +28,7 @@ void IntegerLinear::validate_and_infer_types() {
     OPENVINO_ASSERT(!all.empty() && (form_ == "apart" || all.size() == wanted), form_, " of ", all.size(), " matrices");
     const auto set = [&](std::size_t index, std::size_t rows) {
         ov::PartialShape shape = get_input_partial_shape(0);
-        shape[shape.size() - 1] = ov::Dimension(static_cast<std::int64_t>(rows));
+        *shape.rbegin() = ov::Dimension(static_cast<std::int64_t>(rows));
         set_output_type(index, ov::element::f32, shape);
     };
     if (form_ != "apart") return set(0, all.back().rows);
