@@ -224,9 +224,13 @@ def _configuration(path: Path, manifest: Manifest, name: str | None, state: Devi
     tuned = state.tuned() if name in (None, TUNED) else None
     if tuned is not None:
         known = state.verdict(tuned.name)
-        if known is None or known.verdict != "fail":
+        why = missing(tuned.options) if name is None else None  # asked for by name it is refused when it is opened
+        if why is not None:
+            _log.warning("%s was tuned here, and what was chosen cannot run any more: %s", path, why)
+        elif known is not None and known.verdict == "fail":
+            _log.warning("%s was tuned here, and what was chosen fails its replay: `alize tune %s` chooses again", path, path)
+        else:
             return tuned
-        _log.warning("%s was tuned here, and what was chosen fails its replay: `alize tune %s` chooses again", path, path)
     if name == TUNED:
         raise UsageError(f"{path} was not tuned on this device: `alize tune {path}` does that")
     if name is not None:

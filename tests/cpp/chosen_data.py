@@ -19,6 +19,7 @@ from tests.cpp.manifest_data import error_of
 __all__ = ["left_out", "tuned"]
 
 CHOSEN: dict[str, Any] = {"schema": 1, "options": {"chunk": 8, "slack": 24, "text": "ü", "truth": True}, "gain": 1.25}
+KERNELS = json.dumps(CHOSEN | {"options": {"chunk": 8, "slack": 24, "kernels": "alize"}})
 TEXTS: dict[str, str] = {
     "chosen": json.dumps(CHOSEN),
     "a whole number for the gain": json.dumps(CHOSEN | {"gain": 2}),
@@ -52,6 +53,7 @@ def left_out(by_name: dict[str, Path], states: Path) -> Iterator[dict[str, Any]]
     loading.missing = lambda options: "the fake back-end has no kernels" if options.get("kernels") == "alize" else None
     for name, artifact in by_name.items():
         yield loaded(artifact, states / name, None, None)
+        yield loaded(artifact, states / f"{name}, tuned", KERNELS, None)
     loading.missing = known
 
 

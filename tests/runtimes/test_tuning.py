@@ -11,6 +11,7 @@ from alize.artifact.manifest import Configuration, Manifest
 from alize.artifact.state import DeviceState
 from alize.errors import NotValidated, UsageError
 from alize.runtimes import fake, tuning
+from alize.runtimes import model as loading
 from alize.runtimes.levers import Lever, fits, levers
 from alize.runtimes.model import Model, load
 from alize.runtimes.tuning import Workload, forget, tune
@@ -124,6 +125,17 @@ def test_a_choice_that_fails_later_is_not_loaded(place: Path, caplog: pytest.Log
     with caplog.at_level(logging.WARNING), load(place) as model:
         assert model.configuration.name == "default"
     assert f"`alize tune {place}` chooses again" in caplog.text
+
+
+def test_a_choice_that_cannot_run_any_more_is_not_loaded(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tune(place)
+    state(place).record_tuned({"chunk": 8, "slack": 16, "kernels": "alize"}, gain=2.0)
+    monkeypatch.setattr(loading, "missing", lambda options: "no compiler" if options.get("kernels") == "alize" else None)
+    with caplog.at_level(logging.WARNING), load(place) as model:
+        assert model.configuration.name == "default"
+    assert "what was chosen cannot run any more: no compiler" in caplog.text
 
 
 def test_forgetting(place: Path) -> None:

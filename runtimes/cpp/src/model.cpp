@@ -50,9 +50,12 @@ Configuration configuration_of(const std::filesystem::path &path, const Manifest
     const std::string folder = path.string();
     if (name.empty() || name == kTuned) {
         if (const std::optional<Configuration> tuned = state.tuned()) {
-            if (state.verdict(tuned->name) != "fail") return *tuned;
-            warn(text(folder, " was tuned here, and what was chosen fails its replay: `alize tune ", folder,
-                      "` chooses again"));
+            // asked for by name it is refused when it is opened
+            const std::string why = name.empty() ? backend.missing(tuned->options) : "";
+            if (why.empty() && state.verdict(tuned->name) != "fail") return *tuned;
+            warn(why.empty() ? text(folder, " was tuned here, and what was chosen fails its replay: `alize tune ",
+                                    folder, "` chooses again")
+                             : text(folder, " was tuned here, and what was chosen cannot run any more: ", why));
         }
     }
     if (name == kTuned) fail(ALIZE_USAGE, folder, " was not tuned on this device: `alize tune ", folder, "` does that");
