@@ -22,9 +22,13 @@ void share(std::size_t count, bool little, const Body &body) {
     const std::size_t threads = little ? 1 : static_cast<std::size_t>(tbb::this_task_arena::max_concurrency());
     const std::size_t parts = std::min(threads, count);
     if (parts <= 1) return body(std::size_t{0}, count);
-    tbb::parallel_for(
-        std::size_t{0}, parts, [&](std::size_t part) { body(count * part / parts, count * (part + 1) / parts); },
-        tbb::static_partitioner{});
+    tbb::this_task_arena::isolate(
+        [&] {  // who waits here takes no work of another request, which would use the same scratch
+            tbb::parallel_for(
+                std::size_t{0}, parts,
+                [&](std::size_t part) { body(count * part / parts, count * (part + 1) / parts); },
+                tbb::static_partitioner{});
+        });
 }
 
 float half_to_float(std::uint16_t bits) {
