@@ -79,14 +79,13 @@ void widen(const Matrix &matrix, std::size_t first, std::size_t last, std::uint1
             continue;
         }
         const std::uint8_t *weights = matrix.values + row * row_bytes;
-        const std::uint16_t *scales = matrix.scales + row * groups;
         for (std::size_t at = 0; at < row_bytes; at += 64)  // the same row of the tiles after these
             _mm_prefetch(reinterpret_cast<const char *>(weights + kRows * row_bytes + at), _MM_HINT_T1);
         __m512i table = meanings(1.0F);
         float scale = 1.0F;
         for (std::size_t step = 0; step < steps; ++step) {
             if (groups > 1 && step * 32 % matrix.group == 0) {
-                scale = _cvtsh_ss(scales[step * 32 / matrix.group]);
+                scale = _cvtsh_ss(matrix.scale(row * groups + step * 32 / matrix.group));
                 if (matrix.bits == 4) table = meanings(scale);
             }
             const std::uint8_t *columns = weights + step * 4 * static_cast<std::size_t>(matrix.bits);
@@ -101,7 +100,7 @@ void widen(const Matrix &matrix, std::size_t first, std::size_t last, std::uint1
 // Of up to 16 rows, what their products are to be multiplied with.
 void scales_of_rows(const Matrix &matrix, std::size_t first, std::size_t last, float *scales) {
     for (std::size_t row = first; row < first + 16; ++row)
-        scales[row - first] = matrix.group == matrix.columns && row < last ? _cvtsh_ss(matrix.scales[row]) : 1.0F;
+        scales[row - first] = matrix.group == matrix.columns && row < last ? _cvtsh_ss(matrix.scale(row)) : 1.0F;
 }
 
 // The products of two tiles of weights, 1 KB apart, with two of tokens: tiles 0 and 1 of the first's, 2 and 3 of the

@@ -51,7 +51,7 @@ void multiply_reference(const float *x, std::size_t tokens, const Output &output
         for (std::size_t token = 0; token < tokens; ++token) {
             double sum = 0;
             for (std::size_t column = 0; column < matrix.columns; ++column) {
-                const float scale = half_to_float(matrix.scales[(row * matrix.columns + column) / matrix.group]);
+                const float scale = half_to_float(matrix.scale((row * matrix.columns + column) / matrix.group));
                 sum += static_cast<double>(x[token * matrix.columns + column]) * weight(matrix, row, column) * scale;
             }
             output.values[token * matrix.rows + row] = static_cast<float>(sum);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace alize::kernels {
@@ -14,6 +15,13 @@ struct Matrix {
     const std::uint16_t *scales;
     std::size_t rows, columns, group;
     int bits;
+
+    // In an artifact's file they lie at any address, odd ones too.
+    std::uint16_t scale(std::size_t at) const {
+        std::uint16_t half;
+        std::memcpy(&half, reinterpret_cast<const std::uint8_t *>(scales) + at * sizeof(half), sizeof(half));
+        return half;
+    }
 };
 
 // y[token][row] of one matrix.

@@ -101,7 +101,7 @@ inline void row_products(const Form &form, const Rounded &x, std::size_t token, 
     }
     for (int r = 0; r < rows; ++r) {
         float sum = _mm512_reduce_add_ps(sums[r]);
-        if constexpr (by_row) sum *= _cvtsh_ss(matrix.scales[first + static_cast<std::size_t>(r)]);
+        if constexpr (by_row) sum *= _cvtsh_ss(matrix.scale(first + static_cast<std::size_t>(r)));
         y[r] = sum;
     }
 }
