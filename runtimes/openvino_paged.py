@@ -151,7 +151,8 @@ class PagedEngine:
     def close(self) -> None:
         self.compiled = self._request = None
         self.memory = ()
-        self.abandoned.clear()  # tables lead to the request, and it to all that was compiled
+        # Tables lead to the request, and it to all that was compiled. Rows still alive add theirs to the old queue.
+        self.abandoned = deque()
 
     def _feeds(self, steps: Sequence[RowStep]) -> dict[str, NDArray[Any]]:
         spans = [(step, past, new) for step in steps for past, new in step.spans()]

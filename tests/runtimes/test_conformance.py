@@ -1,6 +1,8 @@
 """What every back-end must do, through Session: one suite for all of them. See backends.py."""
 
 import dataclasses
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,12 @@ import pytest
 from alize.errors import ContextExceeded, RewindTooFar, SessionError, TokenOutOfRange
 from alize.nvidia import PACKAGES
 from alize.runtimes.generate import GenerationOptions, generate
+from alize.runtimes.openvino_paged import PagedEngine
 from alize.runtimes.registry import BACKENDS
 from alize.runtimes.runner import SharingRunner
 from alize.runtimes.session import Session, session_limits
 from tests.runtimes.appending import CHUNK, SLACK, Watched, alone, assert_same, pad, session, tokens
-from tests.runtimes.backends import MAX_POSITIONS, SUBJECTS, VOCABULARY, Subject
+from tests.runtimes.backends import MAX_POSITIONS, SUBJECTS, UNIFORM, VOCABULARY, Subject
 from tests.runtimes.drafters import Oracle
 
 
@@ -265,6 +268,21 @@ def test_a_saved_session_goes_on(subject: Subject, tmp_path: Path) -> None:
     for row, logits in zip(rows, found, strict=True):
         assert_same(subject, logits, alone(subject, np.concatenate([row, more]))[-len(more) :])
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_closed_engine_lets_go_of_what_was_compiled() -> None:
+    """Though rows of it were abandoned, before or after: their tables lead to the request, and it to all that was compiled."""
+    compiled = SUBJECTS["openvino-paged"].make(UNIFORM).runner(1)._engine  # type: ignore[attr-defined]
+    engine = PagedEngine(compiled.compiled, compiled.info)
+    rows = [engine.runner(1) for _ in range(2)]
+    for number in range(len(rows)):
+        rows[number].step(tokens(1)[None], np.ones(1, np.int64), np.zeros(1, np.int64), 1)
+    request = weakref.ref(engine._request)
+    del rows[0]
+    engine.close()
+    rows.clear()
+    gc.collect()
+    assert request() is None
 
 
 def test_what_was_returned_stays(subject: Subject) -> None:
