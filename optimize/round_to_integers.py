@@ -1,9 +1,10 @@
 """Rounding to integers, a group of values at a time, with the scale that loses least.
 
-The scale of a group is searched on a grid for the least squared error, then refined: for given integers the best scale is a
-quotient of two sums, for a given scale the best integers are the nearest. Each error counts by the size of its weight: where
-plain squares would clip a large weight to serve many small ones, a network loses more than they say. Of 4 bits a scale may be
+Of 4 bits the scale of a group is searched on a grid for the least squared error, then refined: for given integers the best
+scale is a quotient of two sums, for a given scale the best integers are the nearest. Each error counts by the size of its weight:
+where plain squares would clip a large weight to serve many small ones, a network loses more than they say. A scale may be
 negative, so that the group's largest weight gets the integer that has no opposite, -8: a sixteenth finer than 7 at the top.
+Of 8 bits it is the scale that just reaches the largest weight, and positive, as TensorRT wants it.
 Scales are float16 values, so that every target may store them as float16 or float32 and computes with the same numbers.
 
 Each group is looked at by itself: sums go over a fixed tree of additions, so that a row gives the same integers alone as
@@ -27,13 +28,12 @@ __all__ = ["Integers", "dequantised", "pack_nibbles", "quantised", "scales_of", 
 
 _SMALLEST = 2.0**-24  # of float16; a group of zeros has a scale too
 _GRIDS = {
-    (4, True): [8 / 7, *(1.0 - step / 32 for step in range(-2, 7))],
-    (4, False): [1.0 - step / 32 for step in range(9)],
-    (8, True): [1.0 - step / 128 for step in range(-1, 5)],
-    (8, False): [1.0 - step / 128 for step in range(-1, 5)],
+    True: [8 / 7, *(1.0 - step / 32 for step in range(-2, 7))],
+    False: [1.0 - step / 32 for step in range(9)],
 }
-"""By bits and symmetry: scales that are tried, as parts of the one that just reaches the largest value."""
+"""Of 4 bits, symmetric or not: scales that are tried, as parts of the one that just reaches the largest value."""
 _REFINEMENTS = 2
+_SHORT = 128  # values of a group, of 8 bits: in a longer one a step more or less for the largest of them hardly counts
 _BLOCK = 1 << 16  # values rounded together by a thread: with what is computed of them they fit in its cache
 _COLUMNS = 64  # groups that are together at least: a row of fewer is no work for vector instructions
 
@@ -159,9 +159,8 @@ def unpack_nibbles(packed: Tensor, count: int, *, signed: bool) -> Tensor:
 
 
 def _scales(name: str, columns: Tensor, form: Form, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The scale and the zero point, float32 [n], that lose least of the groups [in/G,n]. importance: of each value."""
+    """The scale and the zero point, float32 [n], of the groups [in/G,n]. importance: of each value, of 4 bits."""
     low, high = form.limits
-    importance = columns.abs() if importance is None else importance
     least, most = columns.amin(0), columns.amax(0)
     if not (least.isfinite().all() and most.isfinite().all()):
         raise CorruptCheckpoint(
@@ -172,14 +171,27 @@ def _scales(name: str, columns: Tensor, form: Form, importance: Tensor | None = 
     else:
         least, most = least.clamp(max=0), most.clamp(min=0)
         reach = (most - least) / (high - low)
-    best, best_zero = torch.zeros_like(reach), torch.zeros_like(reach)
-    best_error = torch.full_like(reach, torch.inf)
-    candidates = _GRIDS[form.bits, form.symmetric]
+
+    def part_of_reach(part: float) -> tuple[Tensor, Tensor]:
+        scale = _storable(name, reach * part)
+        return scale, torch.zeros_like(reach) if form.symmetric else (-least * part / scale).round().clamp(low, high)
+
+    if form.bits == 8:
+        return part_of_reach(1.0)
+    return _searched(name, columns, form, columns.abs() if importance is None else importance, part_of_reach)
+
+
+def _searched(
+    name: str, columns: Tensor, form: Form, importance: Tensor, part_of_reach: Callable[[float], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Of the grid's scales and zero points, and those fitted to the integers that they give, the ones that lose least."""
+    candidates = _GRIDS[form.symmetric]
+    best, best_zero = part_of_reach(1.0)
+    best_error = torch.full_like(best, torch.inf)
     scaled, steps = torch.empty_like(columns), torch.empty_like(columns)
     for number in range(len(candidates) + _REFINEMENTS):
         if number < len(candidates):
-            scale = _storable(name, reach * candidates[number])
-            zero = torch.zeros_like(reach) if form.symmetric else (-least * candidates[number] / scale).round().clamp(low, high)
+            scale, zero = part_of_reach(candidates[number])
         else:
             _steps(columns, best, best_zero, form, scaled=scaled, out=steps)
             zero, scale = best_zero, _storable(name, _fitted(columns, steps, importance, best))
@@ -192,11 +204,12 @@ def _scales(name: str, columns: Tensor, form: Form, importance: Tensor | None = 
 
 
 def _symmetric_reach(least: Tensor, most: Tensor, form: Form) -> Tensor:
-    """The scale at which the largest value is just reached: of 4 bits by the lowest integer, whichever its sign."""
+    """The scale at which the largest value is just reached: of 4 bits by the lowest integer, whichever its sign; of 8 bits by the
+    end on its side, or of long rows by the lowest integer too: a positive value is then one step short."""
     low, high = form.limits
     if form.bits == 4:
         return torch.where(most > -least, most, least) / low
-    return torch.maximum(-least, most) / high
+    return torch.maximum(-least, most) / -low if form.group > _SHORT else torch.maximum(least / low, most / high)
 
 
 def _fitted(columns: Tensor, steps: Tensor, importance: Tensor, fallback: Tensor) -> Tensor:

@@ -120,17 +120,31 @@ def test_nibbles_lie_as_onnx_has_them(values: list[int]) -> None:
     assert onnx.numpy_helper.to_array(proto).astype(np.int8).tolist() == values
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [form for form in FORMS if form.bits == 4])
 def test_no_worse_than_the_scale_that_reaches_everything(form: Form) -> None:
     """Each error counted by the size of its weight: group by group, but for what rounding the scale to float16 costs; and in
-    sum much better at 4 bits."""
+    sum much better."""
     rows = torch.randn(64, 96, generator=torch.Generator().manual_seed(3))
     found = quantised("w", rows, form)
     errors, naive = (
         ((x - rows) ** 2 * rows.abs()).reshape(-1, form.group).sum(1) for x in (dequantised(found), plain(rows, form))
     )
-    assert (errors <= (1.01 if form.bits == 4 else 1.3) * naive).all()
-    assert errors.sum() < (0.95 if form.bits == 4 else 1.0) * naive.sum()
+    assert (errors <= 1.01 * naive).all()
+    assert errors.sum() < 0.95 * naive.sum()
+
+
+@pytest.mark.parametrize("form", [*(form for form in FORMS if form.bits == 8), Form(8, 192)])
+def test_of_8_bits_nothing_is_clipped_by_more_than_a_step(form: Form) -> None:
+    """Of long rows; of short groups nothing is, but for what rounding the scale to float16 costs. The integers are used to their
+    end, and no scale is negative, which TensorRT refuses of 8 bits."""
+    rows = torch.randn(96, 192, generator=torch.Generator().manual_seed(3))
+    found = quantised("w", rows, form)
+    assert (found.scales > 0).all()
+    steps = (dequantised(found) - rows).reshape(-1, form.group).abs() / found.scales.reshape(-1, 1)
+    assert steps.amax() < (1.1 if form.group > 128 else 0.65)
+    groups, (low, high) = found.values.reshape(-1, form.group).int(), form.limits
+    ends = (groups.amin(1) == low) | (groups.amax(1) == high) if form.symmetric else groups.amax(1) - groups.amin(1) >= high - 1
+    assert ends.all()
 
 
 @pytest.mark.parametrize("form", FORMS)
