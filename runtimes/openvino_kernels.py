@@ -89,7 +89,7 @@ def _products(model: Any) -> Iterator[_Product]:
         if node.get_type_name() == "MatMul" and (found := _integers(node.input_value(1).get_node())):
             product = _Product(node, *found)
             columns, groups = product.form[3:]
-            if columns % 32 == 0 and columns % groups == 0 and (groups == 1 or columns // groups in (32, 64, 128)):
+            if groups and columns % 32 == 0 and columns % groups == 0 and (groups == 1 or columns // groups in (32, 64, 128)):
                 yield product
 
 
