@@ -25,6 +25,7 @@ from alize.runtimes.model import find_place
 from alize.runtimes.processor import processor_name
 from alize.runtimes.registry import BACKENDS
 from benchmarks.measuring import rounds_of, summaries, write_result
+from benchmarks.subjects.process import memory
 
 PROMPTS = (16, 256, 2048)
 DECODED = 16
@@ -85,10 +86,7 @@ def alone(artifact: Path, name: str) -> dict[str, float]:
     model = opened(artifact, name)
     seconds = time.perf_counter() - began
     timed(model, 256)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {"open_seconds": round(seconds, 3)} | {
-        f"{kind}_mb": int(status[key].split()[0]) // 1024 for kind, key in (("anonymous", "RssAnon"), ("mapped", "RssFile"))
-    }
+    return {"open_seconds": round(seconds, 3), "anonymous_mb": memory()["anonymous_mb"]}
 
 
 def in_its_own_process(artifact: Path, name: str) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.profile_step ARTIFACT [--tokens 1] [--behind 256] [--set inference_precision=bf16]
 
-Opens the artifact with its first configuration, `--set` options changed, and the engine's own counters on (they cost some
-microseconds a node). Medians over the steps; what the nodes do not account for is the engine's way from one to the next.
+Opens an artifact of paged attention with its first configuration, `--set` options changed, and the engine's own counters on
+(they cost some microseconds a node). Medians over the steps; what the nodes do not account for is the engine's way from one to
+the next.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import numpy as np
 
 from alize.runtimes import openvino_runner
 from alize.runtimes.model import find_place
+from alize.runtimes.openvino_paged import PagedEngine
 from alize.runtimes.registry import BACKENDS
 
 
@@ -40,7 +42,10 @@ def opened(artifact: Path, changed: dict[str, str]) -> Any:
     place = find_place(artifact, device="cpu", expect=None, verify="stat", configuration=None, backends=BACKENDS)
     properties = openvino_runner.compile_properties
     openvino_runner.compile_properties = lambda options: properties(options) | {"PERF_COUNT": True}
-    return place.module.open(place.folder, place.manifest, "cpu", {**place.configuration.options, **changed})
+    engine = place.module.open(place.folder, place.manifest, "cpu", {**place.configuration.options, **changed})
+    if not isinstance(engine, PagedEngine):
+        raise SystemExit(f"{artifact}: the engine's counters are read of paged attention, not of {type(engine).__name__}")
+    return engine
 
 
 def profiled(engine: Any, tokens: int, behind: int, steps: int) -> tuple[float, dict[str, tuple[float, int]]]:
@@ -70,7 +75,7 @@ def profiled(engine: Any, tokens: int, behind: int, steps: int) -> tuple[float, 
 
 def counted(engine: Any) -> dict[str, tuple[str, float]]:
     """Name -> kind and kernel, average seconds."""
-    found = engine._request.get_profiling_info() if hasattr(engine, "_request") else []
+    found = engine._request.get_profiling_info()
     return {one.node_name: (f"{one.node_type} {one.exec_type}", one.real_time.total_seconds()) for one in found if one.exec_type}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from alize.errors import BackendUnavailable
 from alize.runtimes.processor import processor_name
 
-__all__ = ["available", "cache_dir", "library", "missing"]
+__all__ = ["asked_for", "available", "cache_dir", "library", "missing"]
 
 _SOURCES = Path(__file__).parent / "cpp" / "kernels"
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-w")
@@ -43,7 +43,12 @@ def available() -> str | None:
 
 def missing(options: Mapping[str, str | int | bool]) -> str | None:
     """Why a runtime configuration that asks for the kernels cannot run here, None where it can."""
-    return available() if options.get("kernels") == "alize" else None
+    return available() if asked_for(options) else None
+
+
+def asked_for(options: Mapping[str, str | int | bool]) -> bool:
+    """Whether a runtime configuration has the kernels compute."""
+    return options.get("kernels") == "alize"
 
 
 def cache_dir() -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alize.runtimes.kernels import library
+from alize.runtimes.kernels import asked_for, library
 
 __all__ = ["ROUNDED_TOKENS", "use_kernels"]
 
@@ -55,12 +55,14 @@ class _Product:
         return [*places, rows, columns, columns // self.form[4], self.bits]
 
 
-def use_kernels(model: Any) -> list[Any]:
-    """Replaces, in place, the products that the kernels know. Returns the constants that they read, values and scales of each
-    matrix, which have to be kept as long as what is compiled of the model.
+def use_kernels(model: Any, options: Mapping[str, str | int | bool]) -> list[Any]:
+    """Replaces, in place, the products that the kernels know, where the options of a configuration ask for it.
 
-    Raises BackendUnavailable where the kernels cannot be used.
+    Returns the constants that they read, values and scales of each matrix, which have to be kept as long as what is compiled of
+    the model. Raises BackendUnavailable where the kernels cannot be used.
     """
+    if not asked_for(options):
+        return []
     factory = _factory(library())
     shared: dict[tuple[Any, ...], list[_Product]] = {}
     for product in _products(model):

@@ -107,9 +107,10 @@ class RowStep:
 class PagedEngine:
     """One compiled model, one request, one memory of blocks: its sessions take turns."""
 
-    def __init__(self, compiled: Any, info: ModelInfo, taps: Sequence[str] = ()) -> None:
+    def __init__(self, compiled: Any, info: ModelInfo, taps: Sequence[str] = (), read_in_place: Sequence[Any] = ()) -> None:
+        """read_in_place: constants of the graph that kernels read by their address."""
         self.compiled, self.info, self.taps = compiled, info, tuple(taps)
-        self.read_in_place: list[Any] = []  # constants of the graph that kernels read by their address
+        self._read_in_place = read_in_place
         self.lock = threading.Lock()
         self.abandoned: deque[Table] = deque()  # of runners that nobody closed
         self._request = compiled.create_infer_request()

@@ -92,13 +92,12 @@ def open(  # noqa: A001 - the name that every back-end module has
     try:
         model = core.read_model(folder / MODEL_FILE)
         (page(model, info) if paged else _slice_before_head(model))
-        read = use_kernels(model) if options.get("kernels") == "alize" else []
+        read = use_kernels(model, options)
         if info.experts:
             add_expert_bias(model, info)
         model.add_outputs(list(taps))
         compiled = core.compile_model(model, device.upper(), compile_properties(options))
-        engine = PagedEngine(compiled, info, taps) if paged else OpenVinoEngine(compiled, info, taps)
-        engine.read_in_place = read
+        engine = (PagedEngine if paged else OpenVinoEngine)(compiled, info, taps, read_in_place=read)
         engine.warm_up()
     except RuntimeError as error:
         raise ArtifactError(f"{folder / MODEL_FILE}: openvino {openvino.__version__} cannot compile it: {error}") from error
@@ -124,10 +123,11 @@ def _slice_before_head(model: Any) -> None:
 class OpenVinoEngine:
     """One compiled model; each runner is an infer request with a state of its own."""
 
-    def __init__(self, compiled: Any, info: ModelInfo, taps: Sequence[str] = ()) -> None:
+    def __init__(self, compiled: Any, info: ModelInfo, taps: Sequence[str] = (), read_in_place: Sequence[Any] = ()) -> None:
+        """read_in_place: constants of the graph that kernels read by their address."""
         self.compiled = compiled
         self.info = info
-        self.read_in_place: list[Any] = []  # constants of the graph that kernels read by their address
+        self._read_in_place = read_in_place
         self._taps = taps
 
     def warm_up(self) -> None:
@@ -136,9 +136,7 @@ class OpenVinoEngine:
             warm_up(self.compiled, self.info)
 
     def runner(self, batch: int) -> "OpenVinoRunner":
-        runner = OpenVinoRunner(self.compiled.create_infer_request(), self.info, batch, self._taps)
-        runner.read_in_place = self.read_in_place  # the request runs on when the engine is closed
-        return runner
+        return OpenVinoRunner(self.compiled.create_infer_request(), self.info, batch, self._taps, self._read_in_place)
 
     def close(self) -> None:
         self.compiled = None
@@ -147,9 +145,12 @@ class OpenVinoEngine:
 class OpenVinoRunner:
     """The state of B rows on one infer request."""
 
-    def __init__(self, request: Any, info: ModelInfo, batch: int, taps: Sequence[str] = ()) -> None:
+    def __init__(
+        self, request: Any, info: ModelInfo, batch: int, taps: Sequence[str] = (), read_in_place: Sequence[Any] = ()
+    ) -> None:
+        """read_in_place: see OpenVinoEngine; the request runs on when that is closed."""
         self.taps = Taps(taps, batch)
-        self.read_in_place: list[Any] = []
+        self._read_in_place = read_in_place
         self._request = request
         self._caches = Caches(request.query_state(), info.windows, batch)
         self._fixed = {"beam_idx": np.arange(batch, dtype=np.int32)} | no_bias(info)

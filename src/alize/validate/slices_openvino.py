@@ -32,7 +32,7 @@ def open_slice(
     model = core.read_model(folder / MODEL_FILE)
     output = cut_layers(model, first, stop, info.layers)
     model.add_outputs(list(taps))
-    read = use_kernels(model) if options.get("kernels") == "alize" else []
+    read = use_kernels(model, options)
     return OpenVinoSlice(core.compile_model(model, "CPU", compile_properties(options)), info, output, taps, read)
 
 
@@ -41,13 +41,14 @@ class OpenVinoSlice:
 
     def __init__(self, compiled: Any, info: ModelInfo, output: str, taps: Sequence[str], read: Sequence[Any]) -> None:
         self._compiled = compiled
-        self._read_in_place = read  # constants of the graph that kernels read by their address
+        self._read_in_place = read  # see OpenVinoEngine
         self._info = info
         self._output = output
         self._taps = taps
 
     def runner(self, batch: int) -> "OpenVinoSliceRunner":
-        return OpenVinoSliceRunner(self._compiled.create_infer_request(), self._info, batch, self._output, self._taps)
+        request = self._compiled.create_infer_request()
+        return OpenVinoSliceRunner(request, self._info, batch, self._output, self._taps, self._read_in_place)
 
     def close(self) -> None:
         self._compiled = None
@@ -56,8 +57,8 @@ class OpenVinoSlice:
 class OpenVinoSliceRunner(OpenVinoRunner):
     """A SliceRunner: the cache is kept as an engine of all layers keeps it."""
 
-    def __init__(self, request: Any, info: ModelInfo, batch: int, output: str, taps: Sequence[str]) -> None:
-        super().__init__(request, info, batch, taps)
+    def __init__(self, request: Any, info: ModelInfo, batch: int, output: str, taps: Sequence[str], read: Sequence[Any]) -> None:
+        super().__init__(request, info, batch, taps, read)
         self._output = output
         self._fixed = {"beam_idx": np.arange(batch, dtype=np.int32)}
 
