@@ -5,7 +5,7 @@
     python -m benchmarks.experts prefill [--weights fp32]
         256 tokens of the twin, against openvino-genai on optimum-intel's export of the same checkpoint
     python -m benchmarks.experts layer [--weights fp32]
-        one layer of Mixtral-8x7B's size: 1, 32 and 256 tokens
+        one layer of Mixtral-8x7B's size: 1, 32 and 256 tokens, and bytes read against those of the experts touched
 
 All that is compared runs alternately in one run; medians and quartiles are printed and kept in benchmarks/results/. `prefill`
 needs the environment that `make peers` makes in .peers/openvino. Checkpoints and graphs are kept in --work.
@@ -16,17 +16,21 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from alize.models.demo_checkpoint import cache_dir, make_demo_checkpoint
+from alize.optimize.quantisation import Quantisation
 from benchmarks.make_checkpoint import SHAPES, write_checkpoint
-from benchmarks.measuring import Lowered, alternate, bandwidth, write_result
+from benchmarks.measuring import Lowered, alternate, bandwidth, pages_read, write_result
 from benchmarks.subjects.process import Server
 
 PEER = Path(".peers/openvino/bin/python")
 PROMPT = 256
+CHOSEN = "layers.0.experts"
 
 
 def main() -> None:
@@ -69,15 +73,37 @@ class Bench:
         return {"what": f"seconds to the first token after {PROMPT}", **alternate(subjects, rounds=self.rounds)}
 
     def layer(self) -> dict[str, Any]:
-        """One layer of Mixtral-8x7B, its attention and a head of 1024 words included; bytes of the experts that were chosen."""
+        """One layer of Mixtral-8x7B's size, its attention and a head of 1024 words included, and what a step reads."""
         SHAPES["layer"] = SHAPES["mixtral-8x7b"] | {"vocab_size": 1024}
-        lowered = self._lowered(self._random("layer", layers=1))
+        lowered = self._lowered(self._random("layer", layers=1), taps=(CHOSEN,))
         result: dict[str, Any] = {"what": "seconds a step of one layer", "bandwidth_gb_s": round(bandwidth() / 1e9, 1)}
         for count in (1, 32, PROMPT):
             measure = self._prefilling(lowered, count)
             measure()
-            result[f"{count} tokens"] = alternate({"step": measure}, rounds=self.rounds)["step"]
+            timed = alternate({"step": measure}, rounds=self.rounds)["step"]
+            result[f"{count} tokens"] = timed | self._read(lowered, count)
         return result
+
+    def _read(self, lowered: Lowered, count: int) -> dict[str, float]:
+        """Of one step behind nothing: the experts that its tokens chose, MB of their weights, MB of all pages that it touched."""
+        runner = lowered.engine.runner(1)
+        session, tokens = lowered.session(runner), lowered.tokens(count, 0)
+        read = pages_read(lambda: session.append(tokens))
+        experts = len(np.unique(runner.taps.row(0, CHOSEN)))
+        return {
+            "experts": experts,
+            "experts_mb": round(experts * self._expert_bytes(SHAPES["layer"]) / 1e6),
+            "read_mb": round(read / 1e6),
+        }
+
+    def _expert_bytes(self, shape: dict[str, Any]) -> int:
+        """Of one expert of a layer, as it is stored."""
+        hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+        chosen = Quantisation.parse(self.weights)
+        if chosen is None:
+            return 3 * hidden * inner * {"fp32": 4, "fp16": 2, "bf16": 2}[self.weights]
+        forms = [(size, chosen.form("weight", size)) for size in ((inner, hidden), (inner, hidden), (hidden, inner))]
+        return sum(form.stored_bytes(size) for size, form in forms if form is not None)
 
     def _decoding(self, checkpoint: Path) -> Callable[[], float]:
         lowered = self._lowered(checkpoint)
@@ -115,11 +141,11 @@ class Bench:
 
         return step
 
-    def _lowered(self, checkpoint: Path) -> Lowered:
+    def _lowered(self, checkpoint: Path, *, taps: Sequence[str] = ()) -> Lowered:
         form = "-".join(self.options.values())
         folder = self.work / f"{checkpoint.name}-{self.target}-{self.weights}-{form}"
         options = self.options if "num_local_experts" in json.loads((checkpoint / "config.json").read_text()) else {}
-        return Lowered(checkpoint, self.target, folder, weights=self.weights, options=options)
+        return Lowered(checkpoint, self.target, folder, weights=self.weights, options=options, taps=taps)
 
     def _twin(self) -> Path:
         return make_demo_checkpoint(self.work / "twin", mixtral=True)

@@ -6,7 +6,7 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +18,10 @@ from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.runtimes.processor import processor_name
 from alize.runtimes.registry import backend_module
+from alize.runtimes.runner import Runner
 from alize.runtimes.session import Session, session_limits
 
-__all__ = ["Lowered", "alternate", "bandwidth", "machine", "rounds_of", "summaries", "summary", "write_result"]
+__all__ = ["Lowered", "alternate", "bandwidth", "machine", "pages_read", "rounds_of", "summaries", "summary", "write_result"]
 
 Found = TypeVar("Found")
 
@@ -31,7 +32,14 @@ class Lowered:
     """A checkpoint lowered for a target, opened as `load` opens it; not validated, so good for measuring only."""
 
     def __init__(
-        self, checkpoint: Path, target: str, folder: Path, *, weights: str, options: Mapping[str, str] | None = None
+        self,
+        checkpoint: Path,
+        target: str,
+        folder: Path,
+        *,
+        weights: str,
+        options: Mapping[str, str] | None = None,
+        taps: Sequence[str] = (),
     ) -> None:
         compiler = compiler_for(target)
         source = Checkpoint.open(checkpoint)
@@ -45,11 +53,13 @@ class Lowered:
             compiler.lowering.lower(export_hub(source), unfinished, weights=weights, options=self.draft.target.options)
             unfinished.rename(folder)
         configuration = dict(self.draft.configurations[0].options)
-        self.engine = backend_module(target).open(folder, self.draft, "cpu", configuration)
+        self.engine = backend_module(target).open(folder, self.draft, "cpu", configuration, taps)
 
-    def session(self) -> Session:
+    def session(self, runner: Runner | None = None) -> Session:
+        """A new one, on a runner of its own unless it is given."""
         limits = session_limits(self.draft.model, {})
-        return Session(self.engine.runner(1), self.draft.model, batch=1, chunk=limits.chunk, slack=limits.slack)
+        runner = runner or self.engine.runner(1)
+        return Session(runner, self.draft.model, batch=1, chunk=limits.chunk, slack=limits.slack)
 
     def tokens(self, count: int, seed: int) -> np.ndarray[Any, Any]:
         """int64 [1,count], random."""
@@ -109,6 +119,14 @@ def bandwidth() -> float:
             list(pool.map(np.sum, parts))  # numpy lets go of the GIL
             best = max(best, (4 << 28) / (time.perf_counter() - start))
     return best
+
+
+def pages_read(work: Callable[[], object]) -> int:
+    """Bytes of this process's memory, mapped files included, in pages that `work` touched (Linux: clear_refs, smaps)."""
+    Path("/proc/self/clear_refs").write_text("1")
+    work()
+    lines = (line.split() for line in Path("/proc/self/smaps").read_text().splitlines())
+    return sum(int(words[1]) * 1024 for words in lines if words[0] == "Referenced:")
 
 
 def machine() -> dict[str, Any]:
