@@ -1,7 +1,5 @@
 #include "linear.hpp"
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 
@@ -70,9 +68,11 @@ void gate(bool fast, std::size_t tokens, const Output &one, const Output &other,
     }
 }
 
-// body(output, first, last) for all rows of all outputs, in parts of 32 rows; a gated pair is one.
-template <typename Body>
-void each_row(std::size_t tokens, const std::vector<Output> &outputs, bool gated, const Body &body) {
+// multiply(activations, tokens, output, first, last) for all rows of all outputs, in parts of 32 rows; a gated pair is
+// one.
+template <typename Multiply, typename Activations>
+void each_row(Multiply *multiply, const Activations &activations, std::size_t tokens,
+              const std::vector<Output> &outputs, bool gated) {
     std::vector<std::size_t> begins{0};
     std::size_t work = 0;
     for (const Output &output : outputs) {
@@ -82,7 +82,8 @@ void each_row(std::size_t tokens, const std::vector<Output> &outputs, bool gated
     const std::size_t count = gated ? begins[1] : begins.back();
     share(count, work < 1U << 15U, [&](std::size_t from, std::size_t to) {
         const auto rows = [&](std::size_t which, std::size_t begin, std::size_t end) {
-            body(outputs[which], begin * kBlock, std::min(end * kBlock, outputs[which].matrix.rows));
+            multiply(activations, tokens, outputs[which], begin * kBlock,
+                     std::min(end * kBlock, outputs[which].matrix.rows));
         };
         if (gated) {
             rows(0, from, to);
@@ -96,6 +97,52 @@ void each_row(std::size_t tokens, const std::vector<Output> &outputs, bool gated
             if (begin < end) rows(which, begin - begins[which], end - begins[which]);
         }
     });
+}
+
+// What a thread that was given a product keeps between products. Those that help it reach it by reference: by name each
+// would find its own.
+struct Scratch {
+    Rounded rounded;
+    Halved halved, between_halved;
+    std::vector<float> factors, between;
+};
+
+Scratch &scratch() {
+    thread_local Scratch mine;
+    return mine;
+}
+
+float *reserve(std::vector<float> &values, std::size_t count) {
+    values.resize(std::max(values.size(), count));
+    return values.data();
+}
+
+const Rounded &rounded(const float *x, std::size_t tokens, std::size_t columns, int bits) {
+    Rounded &activations = scratch().rounded;
+    activations.reserve(tokens, columns, bits);
+    share(tokens, tokens * columns < 1U << 14U,
+          [&](std::size_t first, std::size_t last) { activations.set(x, columns, bits, first, last); });
+    return activations;
+}
+
+const Halved &halved(const float *x, std::size_t tokens, std::size_t columns) {
+    Halved &activations = scratch().halved;
+    share(activations.reserve(tokens, columns), false,
+          [&](std::size_t first, std::size_t last) { activations.set(x, tokens, columns, first, last); });
+    return activations;
+}
+
+void multiply_all(Arithmetic arithmetic, const float *x, std::size_t tokens, const std::vector<Output> &outputs,
+                  bool gated) {
+    const Matrix &one = outputs[0].matrix;
+    switch (arithmetic) {
+        case Arithmetic::rounded:
+            return each_row(multiply_rounded, rounded(x, tokens, one.columns, one.bits), tokens, outputs, gated);
+        case Arithmetic::halved:
+            return each_row(multiply_halved, halved(x, tokens, one.columns), tokens, outputs, gated);
+        default:
+            return each_row(multiply_reference, x, tokens, outputs, gated);
+    }
 }
 
 }  // namespace
@@ -112,68 +159,29 @@ bool can(Arithmetic arithmetic) {
     }
 }
 
-namespace {
-
-void multiply_all(Arithmetic arithmetic, const float *x, std::size_t tokens, const std::vector<Output> &outputs,
-                  bool gated) {
-    const std::size_t columns = outputs[0].matrix.columns;
-    const int bits = outputs[0].matrix.bits;
-    if (arithmetic == Arithmetic::rounded) {
-        thread_local Rounded rounded;
-        Rounded &activations = rounded;  // this thread's, also in the others
-        activations.reserve(tokens, columns, bits);
-        share(tokens, tokens * columns < 1U << 14U,
-              [&](std::size_t first, std::size_t last) { activations.set(x, columns, bits, first, last); });
-        each_row(tokens, outputs, gated, [&](const Output &output, std::size_t first, std::size_t last) {
-            multiply_rounded(activations, tokens, output, first, last);
-        });
-    } else if (arithmetic == Arithmetic::halved) {
-        thread_local Halved halved;
-        Halved &activations = halved;
-        share(activations.reserve(tokens, columns), false,
-              [&](std::size_t first, std::size_t last) { activations.set(x, tokens, columns, first, last); });
-        each_row(tokens, outputs, gated, [&](const Output &output, std::size_t first, std::size_t last) {
-            multiply_halved(activations, tokens, output, first, last);
-        });
-    } else {
-        each_row(tokens, outputs, gated, [&](const Output &output, std::size_t first, std::size_t last) {
-            multiply_reference(x, tokens, output, first, last);
-        });
-    }
-}
-
-}  // namespace
-
 void multiply(Arithmetic arithmetic, const float *x, std::size_t tokens, const std::vector<Output> &outputs) {
     multiply_all(arithmetic, x, tokens, outputs, false);
 }
 
 void multiply_gated(Arithmetic arithmetic, const float *x, std::size_t tokens, const Matrix &first,
                     const Matrix &second, float *y) {
-    thread_local std::vector<float> factors;
-    factors.resize(std::max(factors.size(), tokens * first.rows));
-    multiply_all(arithmetic, x, tokens, {{first, y}, {second, factors.data()}}, true);
+    multiply_all(arithmetic, x, tokens, {{first, y}, {second, reserve(scratch().factors, tokens * first.rows)}}, true);
 }
 
 void multiply_mlp(Arithmetic arithmetic, const float *x, std::size_t tokens, const Matrix &first, const Matrix &second,
                   const Matrix &last, float *y) {
     if (arithmetic != Arithmetic::halved) {
-        thread_local std::vector<float> between;
-        between.resize(std::max(between.size(), tokens * first.rows));
-        multiply_gated(arithmetic, x, tokens, first, second, between.data());
-        return multiply(arithmetic, between.data(), tokens, {{last, y}});
+        float *between = reserve(scratch().between, tokens * first.rows);
+        multiply_gated(arithmetic, x, tokens, first, second, between);
+        return multiply(arithmetic, between, tokens, {{last, y}});
     }
-    thread_local Halved outer, inner;
-    Halved &activations = outer, &between = inner;  // this thread's, also in the others
-    share(activations.reserve(tokens, first.columns), false,
-          [&](std::size_t from, std::size_t to) { activations.set(x, tokens, first.columns, from, to); });
+    const Halved &activations = halved(x, tokens, first.columns);
+    Halved &between = scratch().between_halved;
     between.reserve(tokens, first.rows);
     share(first.rows / kBlock, false, [&](std::size_t from, std::size_t to) {
         multiply_gated_halved(activations, tokens, first, second, between, from * kBlock, to * kBlock);
     });
-    each_row(tokens, {{last, y}}, false, [&](const Output &output, std::size_t from, std::size_t to) {
-        multiply_halved(between, tokens, output, from, to);
-    });
+    each_row(multiply_halved, between, tokens, {{last, y}}, false);
 }
 
 }  // namespace alize::kernels
