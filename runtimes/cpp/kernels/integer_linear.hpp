@@ -13,9 +13,11 @@ namespace alize::kernels {
 
 // Of one input x float32 [...,K]; the matrices are of signed integers, with the same bits:
 //
-//     apart   x W0^T, x W1^T, ...                                      an output float32 [...,N] each; the same K and
-//     group gated   silu(x W0^T) * (x W1^T)                                  two matrices of the same size mlp (silu(x
-//     W0^T) * (x W1^T)) W2^T                           three
+//     apart: x W0^T, x W1^T, ..., an output float32 [...,N] each, of the same K and group
+//
+//     gated: silu(x W0^T) * (x W1^T), of two matrices of the same size
+//
+//     mlp: (silu(x W0^T) * (x W1^T)) W2^T, of three
 //
 // A matrix is no input but an address, six numbers in `matrices` (values, scales, rows, columns, group, bits): the
 // engine infers a node's shapes anew at every run, which takes longer the more inputs there are, and longer than a
