@@ -10,7 +10,6 @@
 #include <openvino/op/constant.hpp>
 
 #include "../../kernels/integer_linear.hpp"
-#include "../guard.hpp"
 
 namespace alize::backends {
 namespace {
@@ -167,9 +166,7 @@ std::string no_kernels(std::string_view processor) {
 }
 
 Kept use_kernels(ov::Model &graph, std::string_view processor) {
-    if (const std::string why = no_kernels(processor); !why.empty())
-        throw Refusal(ALIZE_BACKEND_UNAVAILABLE,
-                      "alize's kernels cannot be used: " + why + "; the configuration `engine` does without");
+    if (const std::string why = no_kernels(processor); !why.empty()) throw refused_kernels(why);
     const std::vector<std::vector<Product>> found = products(graph);
     ByNode by_node;
     for (const auto &all : found) {
