@@ -111,96 +111,88 @@ std::string named(Arithmetic arithmetic, const Case &one) {
            std::to_string(one.tokens) + " tokens";
 }
 
+// body(arithmetic, case, chance) for every case in each arithmetic that this processor has.
+template <typename Body>
+void each(unsigned seed, Body body) {
+    std::mt19937 chance(seed);
+    for (const Arithmetic arithmetic : fast()) {
+        for (const Case &one : cases()) {
+            const std::string what = named(arithmetic, one);
+            CAPTURE(what);
+            body(arithmetic, one, chance);
+        }
+    }
+}
+
 }  // namespace
 
 TEST_CASE("products of one input, of matrices with odd row counts") {
-    std::mt19937 chance(1);
-    for (const Arithmetic arithmetic : fast()) {
-        for (const Case &one : cases()) {
-            const std::string what = named(arithmetic, one);
-            CAPTURE(what);
-            const Fenced<float> x(one.tokens * one.columns);
-            fill_whole(x, chance);
-            const Weights first(77, one.columns, one.group, one.bits, chance),
-                second(100, one.columns, one.group, one.bits, chance),
-                third(1, one.columns, one.group, one.bits, chance);
-            const Fenced<float> y(one.tokens * 77), z(one.tokens * 100), w(one.tokens);
-            const Fenced<float> expected(y.size()), other(z.size()), last(w.size());
-            multiply(Arithmetic::reference, x.data(), one.tokens,
-                     {{first.matrix, expected.data()}, {second.matrix, other.data()}, {third.matrix, last.data()}});
-            multiply(arithmetic, x.data(), one.tokens,
-                     {{first.matrix, y.data()}, {second.matrix, z.data()}, {third.matrix, w.data()}});
-            CHECK(worst(y, expected) < 1e-6);
-            CHECK(worst(z, other) < 1e-6);
-            CHECK(worst(w, last) < 1e-5);  // few sums, which may all be small beside what was summed
-        }
-    }
+    each(1, [](Arithmetic arithmetic, const Case &one, std::mt19937 &chance) {
+        const Fenced<float> x(one.tokens * one.columns);
+        fill_whole(x, chance);
+        const Weights first(77, one.columns, one.group, one.bits, chance),
+            second(100, one.columns, one.group, one.bits, chance), third(1, one.columns, one.group, one.bits, chance);
+        const Fenced<float> y(one.tokens * 77), z(one.tokens * 100), w(one.tokens);
+        const Fenced<float> expected(y.size()), other(z.size()), last(w.size());
+        multiply(Arithmetic::reference, x.data(), one.tokens,
+                 {{first.matrix, expected.data()}, {second.matrix, other.data()}, {third.matrix, last.data()}});
+        multiply(arithmetic, x.data(), one.tokens,
+                 {{first.matrix, y.data()}, {second.matrix, z.data()}, {third.matrix, w.data()}});
+        CHECK(worst(y, expected) < 1e-6);
+        CHECK(worst(z, other) < 1e-6);
+        CHECK(worst(w, last) < 1e-5);  // few sums, which may all be small beside what was summed
+    });
 }
 
 TEST_CASE("a gate and what it gates") {
-    std::mt19937 chance(2);
-    for (const Arithmetic arithmetic : fast()) {
-        for (const Case &one : cases()) {
-            const std::string what = named(arithmetic, one);
-            CAPTURE(what);
-            const Fenced<float> x(one.tokens * one.columns);
-            fill_whole(x, chance);
-            const size_t rows = one.tokens % 2 == 0 ? 100 : 77;
-            const Weights first(rows, one.columns, one.group, one.bits, chance),
-                second(rows, one.columns, one.group, one.bits, chance);
-            // so that the gate is neither open nor shut
-            for (size_t i = 0; i < first.scales.size(); i++) first.scales[i] = 1 << 10;
-            const Fenced<float> y(one.tokens * rows), expected(y.size());
-            multiply_gated(Arithmetic::reference, x.data(), one.tokens, first.matrix, second.matrix, expected.data());
-            multiply_gated(arithmetic, x.data(), one.tokens, first.matrix, second.matrix, y.data());
-            CHECK(worst(y, expected) < 1e-5);
-        }
-    }
+    each(2, [](Arithmetic arithmetic, const Case &one, std::mt19937 &chance) {
+        const Fenced<float> x(one.tokens * one.columns);
+        fill_whole(x, chance);
+        const size_t rows = one.tokens % 2 == 0 ? 100 : 77;
+        const Weights first(rows, one.columns, one.group, one.bits, chance),
+            second(rows, one.columns, one.group, one.bits, chance);
+        // so that the gate is neither open nor shut
+        for (size_t i = 0; i < first.scales.size(); i++) first.scales[i] = 1 << 10;
+        const Fenced<float> y(one.tokens * rows), expected(y.size());
+        multiply_gated(Arithmetic::reference, x.data(), one.tokens, first.matrix, second.matrix, expected.data());
+        multiply_gated(arithmetic, x.data(), one.tokens, first.matrix, second.matrix, y.data());
+        CHECK(worst(y, expected) < 1e-5);
+    });
 }
 
 TEST_CASE("an MLP, rounded between its halves") {
-    std::mt19937 chance(6);
-    for (const Arithmetic arithmetic : fast()) {
-        for (const Case &one : cases()) {
-            const std::string what = named(arithmetic, one);
-            CAPTURE(what);
-            const bool whole = one.group == one.columns;
-            const size_t between = whole ? 160 : std::max<size_t>(one.group, 96 / one.group * one.group);
-            const Fenced<float> x(one.tokens * one.columns), y(one.tokens * 77), expected(y.size());
-            fill_whole(x, chance);
-            const Weights first(between, one.columns, one.group, one.bits, chance),
-                second(between, one.columns, one.group, one.bits, chance),
-                last(77, between, whole ? between : one.group, one.bits, chance);
-            for (size_t i = 0; i < first.scales.size(); i++) first.scales[i] = 1 << 10;
-            const auto multiplied = [&](Arithmetic how, float *to) {
-                multiply_mlp(how, x.data(), one.tokens, first.matrix, second.matrix, last.matrix, to);
-            };
-            multiplied(Arithmetic::reference, expected.data());
-            multiplied(arithmetic, y.data());
-            CHECK(worst(y, expected) < 0.02);
-        }
-    }
+    each(6, [](Arithmetic arithmetic, const Case &one, std::mt19937 &chance) {
+        const bool whole = one.group == one.columns;
+        const size_t between = whole ? 160 : std::max<size_t>(one.group, 96 / one.group * one.group);
+        const Fenced<float> x(one.tokens * one.columns), y(one.tokens * 77), expected(y.size());
+        fill_whole(x, chance);
+        const Weights first(between, one.columns, one.group, one.bits, chance),
+            second(between, one.columns, one.group, one.bits, chance),
+            last(77, between, whole ? between : one.group, one.bits, chance);
+        for (size_t i = 0; i < first.scales.size(); i++) first.scales[i] = 1 << 10;
+        const auto multiplied = [&](Arithmetic how, float *to) {
+            multiply_mlp(how, x.data(), one.tokens, first.matrix, second.matrix, last.matrix, to);
+        };
+        multiplied(Arithmetic::reference, expected.data());
+        multiplied(arithmetic, y.data());
+        CHECK(worst(y, expected) < 0.02);
+    });
 }
 
 TEST_CASE("activations are rounded no more than their arithmetic says, and a token's bits are its own") {
-    std::mt19937 chance(3);
     std::normal_distribution<float> normal;
-    for (const Arithmetic arithmetic : fast()) {
-        for (const Case &one : cases()) {
-            const std::string what = named(arithmetic, one);
-            CAPTURE(what);
-            const Fenced<float> x(one.tokens * one.columns), y(one.tokens * 77), expected(y.size()), alone(77);
-            for (size_t i = 0; i < x.size(); i++) x[i] = normal(chance);
-            const Weights weights(77, one.columns, one.group, one.bits, chance);
-            multiply(Arithmetic::reference, x.data(), one.tokens, {{weights.matrix, expected.data()}});
-            multiply(arithmetic, x.data(), one.tokens, {{weights.matrix, y.data()}});
-            CHECK(worst(y, expected) < 0.02);
-            if (arithmetic != Arithmetic::rounded) continue;
-            const size_t last = one.tokens - 1;
-            multiply(arithmetic, x.data() + last * one.columns, 1, {{weights.matrix, alone.data()}});
-            CHECK(std::memcmp(alone.data(), y.data() + last * 77, 77 * sizeof(float)) == 0);
-        }
-    }
+    each(3, [&](Arithmetic arithmetic, const Case &one, std::mt19937 &chance) {
+        const Fenced<float> x(one.tokens * one.columns), y(one.tokens * 77), expected(y.size()), alone(77);
+        for (size_t i = 0; i < x.size(); i++) x[i] = normal(chance);
+        const Weights weights(77, one.columns, one.group, one.bits, chance);
+        multiply(Arithmetic::reference, x.data(), one.tokens, {{weights.matrix, expected.data()}});
+        multiply(arithmetic, x.data(), one.tokens, {{weights.matrix, y.data()}});
+        CHECK(worst(y, expected) < 0.02);
+        if (arithmetic != Arithmetic::rounded) return;
+        const size_t last = one.tokens - 1;
+        multiply(arithmetic, x.data() + last * one.columns, 1, {{weights.matrix, alone.data()}});
+        CHECK(std::memcmp(alone.data(), y.data() + last * 77, 77 * sizeof(float)) == 0);
+    });
 }
 
 namespace {
