@@ -35,20 +35,13 @@ inline __m512i pairs(__m512 low, __m512 high) {  // 32 bfloat16, in order
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
-// 32 columns of one row of 8 bits: every such integer is a bfloat16.
-inline __m512i widened(const std::uint8_t *weights) {
-    const auto part = [&](std::size_t at) {
-        return _mm512_cvtepi32_ps(
-            _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(weights + at))));
-    };
-    return pairs(part(0), part(16));
-}
-
-inline __m512i scaled(const std::uint8_t *weights, float scale) {
-    const __m512 factor = _mm512_set1_ps(scale);
+// 32 columns of one row of 8 bits, each of which is a bfloat16 as it is; times the scale where it is a group's.
+template <bool by_group>
+inline __m512i widened(const std::uint8_t *weights, float scale) {
     const auto part = [&](std::size_t at) {
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(weights + at));
-        return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), factor);
+        const __m512 values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+        return by_group ? _mm512_mul_ps(values, _mm512_set1_ps(scale)) : values;
     };
     return pairs(part(0), part(16));
 }
@@ -89,8 +82,8 @@ void widen(const Matrix &matrix, std::size_t first, std::size_t last, std::uint1
             }
             const std::uint8_t *columns = weights + step * 4 * static_cast<std::size_t>(matrix.bits);
             const __m512i values = matrix.bits == 4 ? looked_up(columns, table)
-                                   : groups == 1    ? widened(columns)
-                                                    : scaled(columns, scale);
+                                   : groups == 1    ? widened<false>(columns, scale)
+                                                    : widened<true>(columns, scale);
             _mm512_store_si512(place + step * kStep, values);
         }
     }
