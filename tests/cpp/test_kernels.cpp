@@ -179,6 +179,23 @@ TEST_CASE("an MLP, rounded between its halves") {
     });
 }
 
+// So many that a thread which helps is awake before its part is done.
+TEST_CASE("activations that several threads bring into the product") {
+    std::mt19937 chance(7);
+    constexpr size_t tokens = 2048, columns = 640;
+    for (const Arithmetic arithmetic : fast()) {
+        for (int turn = 0; turn < 3; turn++) {
+            CAPTURE(arithmetic == Arithmetic::rounded);
+            const Fenced<float> x(tokens * columns), y(tokens), expected(tokens);
+            fill_whole(x, chance);
+            const Weights weights(1, columns, 128, 8, chance);
+            multiply(Arithmetic::reference, x.data(), tokens, {{weights.matrix, expected.data()}});
+            multiply(arithmetic, x.data(), tokens, {{weights.matrix, y.data()}});
+            CHECK(worst(y, expected) < 1e-5);
+        }
+    }
+}
+
 TEST_CASE("activations are rounded no more than their arithmetic says, and a token's bits are its own") {
     std::normal_distribution<float> normal;
     each(3, [&](Arithmetic arithmetic, const Case &one, std::mt19937 &chance) {
