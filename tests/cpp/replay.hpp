@@ -68,9 +68,7 @@ inline Json made(alize::Session &session, const Json &call, size_t v) {
     return {{"rows", rows}, {"reasons", reasons}};
 }
 
-inline void replay(const Json &trace, alize::LoadOptions options = {}) {
-    options.configuration = trace["configuration"];
-    const alize::Model model = alize::Model::load(trace["artifact"], options);
+inline void replay(const alize::Model &model, const Json &trace) {
     alize::Session session = model.session(trace["batch"]);
     size_t number = 0;
     for (const Json &call : trace["calls"]) {
@@ -85,4 +83,9 @@ inline void replay(const Json &trace, alize::LoadOptions options = {}) {
         CHECK(session.positions() == call["positions"].get<std::vector<int64_t>>());
         CHECK(session.rewindable() == call["rewindable"].get<int64_t>());
     }
+}
+
+inline alize::Model load_for(const Json &trace, alize::LoadOptions options = {}) {
+    options.configuration = trace["configuration"];
+    return alize::Model::load(trace["artifact"], options);
 }

@@ -9,7 +9,7 @@ TEST_CASE("sessions do what Python's sessions do") {
     for (const Json &trace : data("traces")) {
         CAPTURE(trace["artifact"]);
         CAPTURE(trace["configuration"]);
-        replay(trace);
+        replay(load_for(trace), trace);
     }
 }
 
@@ -22,6 +22,6 @@ TEST_CASE("TensorRT's runner keeps its caches as the fake one does") {
         trace["artifact"] = trace["artifact"].get<std::string>() + " tensorrt";
         alize::LoadOptions options;
         options.backend_path = ALIZE_STUB;
-        replay(trace, options);
+        replay(load_for(trace, options), trace);
     }
 }
