@@ -58,9 +58,10 @@ def profiled(engine: Any, tokens: int, behind: int, steps: int) -> tuple[float, 
         runner.step(draw.integers(0, engine.info.vocab_size, (1, size)), np.array([size]), np.array([position]), 1)
         return time.perf_counter() - began
 
-    step(behind, 0)
+    if behind:
+        step(behind, 0)
     step(tokens, behind)
-    before = counted(engine)
+    runs, before = 1 + bool(behind), counted(engine)
     times = []
     for _ in range(steps):
         runner.drop_last(tokens)
@@ -68,7 +69,7 @@ def profiled(engine: Any, tokens: int, behind: int, steps: int) -> tuple[float, 
     after = counted(engine)
     kinds: dict[str, list[float]] = collections.defaultdict(list)
     for name, (kind, average) in after.items():
-        whole = average * (steps + 2) - before[name][1] * 2  # the counters hold averages over all runs
+        whole = average * (steps + runs) - before[name][1] * runs  # the counters hold averages over all runs
         kinds[kind].append(max(whole, 0.0) / steps)
     return statistics.median(times), {kind: (sum(spent), len(spent)) for kind, spent in kinds.items()}
 

@@ -20,6 +20,7 @@ from alize.optimize.passes import Pass, attentions, drop_functions, run, write
 from alize.optimize.pick_logits import pick_logits
 from alize.optimize.quantise import float_part, integer_part
 from alize.optimize.rounded import Rounded
+from alize.optimize.signs_behind_products import signs_behind_products
 from alize.optimize.static_cache import static_cache
 from alize.optimize.store_weights import store_weights
 from alize.optimize.tables_dequantised import tables_dequantised
@@ -41,7 +42,7 @@ def passes(weights: str, limits: Limits, experts: str = "", rounded: Rounded | N
         store_weights(float_part(weights)),
         transpose_weights,
         *integer_part(weights, rounded),
-        *((tables_dequantised,) if integer_part(weights) else ()),
+        *((tables_dequantised, signs_behind_products) if integer_part(weights) else ()),
         static_cache(limits.capacity, limits.window_capacity),
         pick_logits,
         half_precision("bf16" if weights == "bf16" else "fp16"),

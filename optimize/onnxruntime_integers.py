@@ -10,7 +10,7 @@ from alize.artifact.manifest import ModelInfo
 from alize.optimize.integer_products import describe_forms, require_products
 from alize.optimize.matmul_nbits import form_of_product, is_product, read_product
 from alize.optimize.quantisation import Form
-from alize.optimize.quantise import SCALES, ZERO_POINTS, tensor_name
+from alize.optimize.quantise import SCALES, SIGNS, ZERO_POINTS, tensor_name
 from alize.optimize.round_to_integers import Integers, unpack_nibbles
 from alize.optimize.transpose_weights import SUFFIX
 
@@ -30,7 +30,10 @@ def read_integers(initializers: Mapping[str, ir.Value], stored: str) -> Integers
         zeros = None if zeros is None else torch.t(zeros)
     leading = values.shape[:-1]  # [out], or [E,out] of a stack
     zeros = None if zeros is None else zeros.reshape(*leading, -1)
-    return Integers(values, scales.reshape(*leading, -1), zeros)
+    scales = scales.reshape(*leading, -1)
+    if stored + SIGNS in initializers:
+        scales = scales * _unpacked(initializers[stored + SIGNS]).reshape(*leading, 1)
+    return Integers(values, scales, zeros)
 
 
 def _unpacked(value: ir.Value) -> torch.Tensor:

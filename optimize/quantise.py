@@ -22,10 +22,10 @@ from alize.optimize.round_to_integers import Integers, pack_nibbles, quantised
 from alize.optimize.rounded import Rounded
 from alize.optimize.transpose_weights import SUFFIX
 
-__all__ = ["SCALES", "ZERO_POINTS", "float_part", "integer_part", "quantise", "tensor_name"]
+__all__ = ["SCALES", "SIGNS", "ZERO_POINTS", "float_part", "integer_part", "quantise", "tensor_name"]
 
-SCALES, ZERO_POINTS = ".scales", ".zero_points"
-"""What is added to a weight's name."""
+SCALES, ZERO_POINTS, SIGNS = ".scales", ".zero_points", ".signs"
+"""What is added to a weight's name. Signs, of scales that lost them: see `signs_behind_products`."""
 
 _TYPES = {
     (4, True): ir.DataType.INT4,

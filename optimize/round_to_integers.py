@@ -2,9 +2,9 @@
 
 Of 4 bits the scale of a group is searched on a grid for the least squared error, then refined: for given integers the best
 scale is a quotient of two sums, for a given scale the best integers are the nearest. Each error counts by the size of its weight:
-where plain squares would clip a large weight to serve many small ones, a network loses more than they say. A scale may be
-negative, so that the group's largest weight gets the integer that has no opposite, -8: a sixteenth finer than 7 at the top.
-Of 8 bits it is the scale that just reaches the largest weight, and positive, as TensorRT wants it.
+where plain squares would clip a large weight to serve many small ones, a network loses more than they say. Of 8 bits, and of 4
+in small symmetric groups, it is the scale that just reaches the largest weight. A scale may be negative, so that this weight
+gets the integer that has no opposite, -8 or -128: of 4 bits a sixteenth finer than 7 at the top.
 Scales are float16 values, so that every target may store them as float16 or float32 and computes with the same numbers.
 
 Each group is looked at by itself: sums go over a fixed tree of additions, so that a row gives the same integers alone as
@@ -33,7 +33,8 @@ _GRIDS = {
 }
 """Of 4 bits, symmetric or not: scales that are tried, as parts of the one that just reaches the largest value."""
 _REFINEMENTS = 2
-_SHORT = 128  # values of a group, of 8 bits: in a longer one a step more or less for the largest of them hardly counts
+_SMALL = 32  # values of a symmetric group: a search over so few lowers the squared error, and raises KL (docs/weights.md)
+_SHORT = 128  # values of a group, of 8 bits: a longer one is a whole row, whose product can be multiplied with a sign
 _BLOCK = 1 << 16  # values rounded together by a thread: with what is computed of them they fit in its cache
 _COLUMNS = 64  # groups that are together at least: a row of fewer is no work for vector instructions
 
@@ -176,7 +177,7 @@ def _scales(name: str, columns: Tensor, form: Form, importance: Tensor | None = 
         scale = _storable(name, reach * part)
         return scale, torch.zeros_like(reach) if form.symmetric else (-least * part / scale).round().clamp(low, high)
 
-    if form.bits == 8:
+    if form.bits == 8 or (importance is None and form.symmetric and form.group <= _SMALL):
         return part_of_reach(1.0)
     return _searched(name, columns, form, columns.abs() if importance is None else importance, part_of_reach)
 
@@ -204,12 +205,12 @@ def _searched(
 
 
 def _symmetric_reach(least: Tensor, most: Tensor, form: Form) -> Tensor:
-    """The scale at which the largest value is just reached: of 4 bits by the lowest integer, whichever its sign; of 8 bits by the
-    end on its side, or of long rows by the lowest integer too: a positive value is then one step short."""
+    """The scale at which the largest value is just reached: by the lowest integer, whichever its sign; in short groups of 8 bits
+    by the end on its side, so that the scale is positive, as TensorRT wants those of int8."""
     low, high = form.limits
-    if form.bits == 4:
-        return torch.where(most > -least, most, least) / low
-    return torch.maximum(-least, most) / -low if form.group > _SHORT else torch.maximum(least / low, most / high)
+    if form.bits == 8 and form.group <= _SHORT:
+        return torch.maximum(least / low, most / high)
+    return torch.where(most > -least, most, least) / low
 
 
 def _fitted(columns: Tensor, steps: Tensor, importance: Tensor, fallback: Tensor) -> Tensor:

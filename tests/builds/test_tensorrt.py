@@ -27,7 +27,7 @@ __all__ = ["played_build"]
 MODELS: dict[str, dict[str, Any]] = {
     "windowed": {"window": WINDOW},
     "full": {"window": 0},
-    "mixed": {"family": "ministral", "window": WINDOW, "pattern": (0, 1)},
+    "mixed": {"family": "ministral", "window": WINDOW, "pattern": (0, 1), "hidden_size": 144, "intermediate_size": 160},
     "mixtral": {"window": WINDOW, "experts": 4, "hidden_size": 64, "intermediate_size": 96},
 }
 WEIGHTS: dict[str, dict[str, Any]] = {  # a precision each: a build is what these tests take time for
