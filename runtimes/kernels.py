@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from alize.errors import BackendUnavailable
+from alize.runtimes.openvino_import import import_openvino
 from alize.runtimes.processor import processor_name
 
 __all__ = ["asked_for", "available", "cache_dir", "library", "missing"]
@@ -34,9 +35,11 @@ def available() -> str | None:
     if _compiler() is None:
         return "there is no C++ compiler: install g++ or clang++, or name one in CXX"
     try:
-        import openvino
+        import_openvino()
     except ImportError as error:
         return str(error)
+    import openvino
+
     folder = Path(openvino.__file__).parent
     return None if (folder / "include" / "openvino").is_dir() else f"{folder} has no headers: install openvino from PyPI"
 
@@ -89,8 +92,10 @@ def _key(compiler: str) -> str:
     """Of all that decides what comes out."""
     import openvino
 
-    said = _run([compiler, "--version"])
-    digest = hashlib.sha256(repr((openvino.__version__, said, _FLAGS, _OF_FILE)).encode())
+    program = Path(compiler).resolve()
+    stat = program.stat()  # asking it for its version would take as long as opening a small model
+    itself = str(program), stat.st_size, stat.st_mtime_ns
+    digest = hashlib.sha256(repr((openvino.__version__, itself, _FLAGS, _OF_FILE)).encode())
     for file in sorted(_SOURCES.iterdir()):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

@@ -18,7 +18,7 @@ from alize.artifact.state import TUNED, DeviceState, DeviceVerdict
 from alize.errors import BackendUnavailable, NotValidated, SessionClosed, UsageError
 from alize.runtimes.golden import GOLDEN, Verdict, judge, measure, read_golden
 from alize.runtimes.kernels import missing
-from alize.runtimes.registry import BACKENDS, Backend, BackendModule, Engine, backend_module, check_device
+from alize.runtimes.registry import BACKENDS, Backend, BackendModule, Engine, KeepingEngine, backend_module, check_device
 from alize.runtimes.session import Limits, Session, session_limits
 from alize.runtimes.text import Tokenizer
 
@@ -86,6 +86,11 @@ class Model:
             raise
         return session
 
+    def keep(self) -> None:
+        """Lets later processes open this faster, where the engine knows how. What it says has to be known to be right."""
+        if isinstance(self._engine, KeepingEngine):
+            self._engine.keep()
+
     def close(self) -> None:
         """Close every session and release the weights. May be called again."""
         for session in list(self._sessions):
@@ -134,6 +139,7 @@ def load(
     model = place.open()
     try:
         _check_here(place, model)
+        model.keep()
     except BaseException:
         model.close()
         raise

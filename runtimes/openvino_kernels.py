@@ -72,8 +72,9 @@ def use_kernels(model: Any, options: Mapping[str, str | int | bool]) -> list[Any
     for products in shared.values():
         if products[0].name not in taken:
             taken |= _replace(factory, products, by_name)
+    rows = _use_rows(factory, model)
     model.validate_nodes_and_infer_types()
-    return [constant for product in by_name.values() for constant in (product.integers, product.scales)]
+    return [*rows, *(constant for product in by_name.values() for constant in (product.integers, product.scales))]
 
 
 @cache
@@ -140,6 +141,45 @@ def _replace(factory: Any, products: Sequence[_Product], by_name: Mapping[str, _
     for number, end in enumerate(ends):
         end.output(0).replace(node.output(number))
     return {last.name} if last else set()
+
+
+def _use_rows(factory: Any, model: Any) -> list[Any]:
+    """Puts one node in the place of an embedding of 8 bits with a scale a row. Returns the constants that it reads."""
+    for gather in model.get_ordered_ops():
+        values = gather.input_value(0).get_node() if gather.get_type_name() == "Gather" else None
+        if values is None or values.get_type_name() != "Constant" or values.get_element_type().get_type_name() != "i8":
+            continue
+        product = _only(_only(gather, "Convert"), "Multiply")
+        scales = None if product is None else _scales_of(product, values.get_output_shape(0)[0])
+        if scales is None:
+            continue
+        rows, columns = values.get_output_shape(0)
+        places = [np.asarray(constant.data).ctypes.data for constant in (values, scales)]
+        node = factory.create("IntegerRows", [gather.input_value(1)], {"matrices": [*places, rows, columns, columns, 8]})
+        node.set_friendly_name(product.get_friendly_name())
+        product.output(0).replace(node.output(0))
+        return [values, scales]
+    return []
+
+
+def _only(node: Any, kind: str) -> Any:
+    """The one node of that kind that reads this one, or None."""
+    readers = [] if node is None else _readers(node)
+    return readers[0] if len(readers) == 1 and readers[0].get_type_name() == kind else None
+
+
+def _scales_of(product: Any, rows: int) -> Any:
+    """The constant f16 [rows] whose chosen elements this Multiply takes times something else, or None."""
+    for value in product.input_values():
+        node = value.get_node()
+        for kind in ("Unsqueeze", "Convert", "Gather"):
+            if node.get_type_name() != kind:
+                break
+            node = node.input_value(0).get_node()
+        else:
+            half = node.get_type_name() == "Constant" and node.get_element_type().get_type_name() == "f16"
+            return node if half and list(node.get_output_shape(0)) == [rows] else None
+    return None
 
 
 def _gated(products: Sequence[_Product]) -> Any | None:

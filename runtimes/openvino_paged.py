@@ -12,7 +12,7 @@ forgot are named as block 0 of it, which holds zeros and which their window hide
 import threading
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -121,6 +121,8 @@ class PagedEngine:
             kinds.setdefault(_mixed(info) and window > 0, []).append(layer)
         self.memory = tuple(PagedMemory(self._request, kinds[hidden], inputs, hidden=hidden) for hidden in sorted(kinds))
         self._fixed = no_bias(info)
+        self.keep: Callable[[], None] = lambda: None
+        """Called once what it says is known to be right: lets later processes open it faster."""
 
     def runner(self, batch: int) -> "PagedRunner":
         return PagedRunner(self, [tuple(Table(memory.pool, memory.size) for memory in self.memory) for _ in range(batch)])
@@ -151,6 +153,7 @@ class PagedEngine:
 
     def close(self) -> None:
         self.compiled = self._request = None
+        self.keep = lambda: None
         self.memory = ()
         # Tables lead to the request, and it to all that was compiled. Rows still alive add theirs to the old queue.
         self.abandoned = deque()

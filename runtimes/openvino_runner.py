@@ -7,6 +7,7 @@ comes, padded on the right; causality hides the padding from every real token. A
 padding, so that the slots of a row are again: padding, then its tokens without a gap. See `Caches`.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import ArtifactError, BackendUnavailable
-from alize.runtimes.openvino_kernels import use_kernels
+from alize.runtimes.openvino_blob import Blob, blob_of, export, open_blob, plain, read_blob, write_blob
+from alize.runtimes.openvino_import import import_openvino
+from alize.runtimes.openvino_kernels import ROUNDED_TOKENS, use_kernels
 from alize.runtimes.openvino_paged import PagedEngine, page
 from alize.runtimes.openvino_states import Caches
 from alize.runtimes.openvino_warm_up import add_expert_bias, no_bias, warm_up
@@ -24,13 +27,15 @@ from alize.runtimes.taps import Taps
 
 __all__ = ["MODEL_FILE", "OpenVinoEngine", "OpenVinoRunner", "available", "compile_properties", "devices", "fingerprint", "open"]
 
+_log = logging.getLogger("alize.openvino")
+
 MODEL_FILE = "openvino_model.xml"
 
 
 def available() -> str | None:
     """None when openvino can be imported, else why not."""
     try:
-        import openvino  # noqa: F401
+        import_openvino()
     except ImportError as error:
         return str(error)
     return None
@@ -89,6 +94,11 @@ def open(  # noqa: A001 - the name that every back-end module has
 
     core, info = openvino.Core(), manifest.model
     paged = options.get("attention") == "paged"
+    properties = compile_properties(options)
+    blob = None if taps else blob_of(folder, manifest, fingerprint(device), options)
+    kept = None if blob is None else _kept(core, blob, info, properties)
+    if kept is not None:
+        return kept
     try:
         model = core.read_model(folder / MODEL_FILE)
         (page(model, info) if paged else _slice_before_head(model))
@@ -96,12 +106,58 @@ def open(  # noqa: A001 - the name that every back-end module has
         if info.experts:
             add_expert_bias(model, info)
         model.add_outputs(list(taps))
-        compiled = core.compile_model(model, device.upper(), compile_properties(options))
+        compiled = core.compile_model(model, device.upper(), properties if blob is None else plain(properties))
         engine = (PagedEngine if paged else OpenVinoEngine)(compiled, info, taps, read_in_place=read)
         engine.warm_up()
+        if isinstance(engine, PagedEngine) and blob is not None:
+            engine.keep = lambda: _keep(core, blob, engine, properties)
     except RuntimeError as error:
         raise ArtifactError(f"{folder / MODEL_FILE}: openvino {openvino.__version__} cannot compile it: {error}") from error
     return engine
+
+
+def _kept(core: Any, blob: Blob, info: ModelInfo, properties: Mapping[str, Any]) -> PagedEngine | None:
+    """What an earlier process has compiled, None where there is nothing that can be used."""
+    content = read_blob(blob)
+    if content is None:
+        return None
+    try:
+        compiled, read = open_blob(core, blob, content, properties)
+    except RuntimeError as error:
+        _log.debug("%s cannot be opened (%s): compiled anew", blob.path, error)
+        return None
+    engine = PagedEngine(compiled, info, read_in_place=read)
+    if info.experts:
+        engine.warm_up()  # the kernels have nothing to pack, a router's own matrix may
+    return engine
+
+
+def _keep(core: Any, blob: Blob, engine: PagedEngine, properties: Mapping[str, Any]) -> None:
+    """Lets later processes open what was compiled here, if that gives the same bits."""
+    try:
+        content = export(engine.compiled, blob, engine.info)
+        if content is None:
+            return
+        compiled, read = open_blob(core, blob, content, properties)
+        twin = PagedEngine(compiled, engine.info, read_in_place=read)
+        same = all(np.array_equal(mine, right) for mine, right in zip(_trial(twin), _trial(engine), strict=True))
+        twin.close()
+    except RuntimeError as error:
+        _log.debug("%s cannot be kept: %s", blob.path, error)
+        return
+    if same:
+        write_blob(blob, content)
+
+
+def _trial(engine: PagedEngine) -> list[NDArray[np.float32]]:
+    """Logits of tokens that come many at once, few at once and alone."""
+    runner, found, position = engine.runner(1), [], 0
+    for count in (ROUNDED_TOKENS + 8, 8, 1):
+        tokens = (np.arange(position, position + count) * 7 + 11)[None] % engine.info.vocab_size
+        found.append(runner.step(tokens, np.array([count]), np.array([position]), 1))
+        position += count
+    runner.close()
+    return found
 
 
 def _slice_before_head(model: Any) -> None:

@@ -10,13 +10,13 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from alize.artifact.manifest import Manifest
 from alize.errors import BackendUnavailable, DeviceUnavailable
 from alize.runtimes.runner import Runner
 
-__all__ = ["BACKENDS", "Backend", "BackendModule", "Engine", "backend_module", "check_device"]
+__all__ = ["BACKENDS", "Backend", "BackendModule", "Engine", "KeepingEngine", "backend_module", "check_device"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the weights. Its runners were closed before."""
+        ...
+
+
+@runtime_checkable
+class KeepingEngine(Protocol):
+    """An engine that can leave what it has compiled to later processes, in the device's state folder."""
+
+    def keep(self) -> None:
+        """Does so; nothing where that was done, or cannot be."""
         ...
 
 

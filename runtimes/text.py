@@ -3,14 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
 from alize.errors import ArtifactError, UsageError
-from alize.runtimes.chat_template import render_chat
+
+if TYPE_CHECKING:
+    import tokenizers
 
 __all__ = ["StopStrings", "StreamDecoder", "Tokenizer"]
 
@@ -58,6 +59,8 @@ class Tokenizer:
         template = self.chat_template
         if template is None:
             raise UsageError("this model has no chat template: continue a raw prompt instead (`alize run` without --chat)")
+        from alize.runtimes.chat_template import render_chat  # it imports jinja2, which tokens alone do not need
+
         return render_chat(template, messages, variables=self.special_tokens, add_generation_prompt=add_generation_prompt)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> NDArray[np.int64]:
@@ -171,7 +174,9 @@ class StopStrings:
         return held
 
 
-def _read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+def _read_tokenizer(folder: Path) -> "tokenizers.Tokenizer":
+    import tokenizers
+
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ArtifactError(f"{folder} has no tokenizer.json: build it from a checkpoint that has one, or pass token ids")

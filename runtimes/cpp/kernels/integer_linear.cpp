@@ -72,10 +72,12 @@ bool IntegerLinear::evaluate(ov::TensorVector &outputs, const ov::TensorVector &
     return true;
 }
 
-std::vector<Matrix> IntegerLinear::matrices() const {
-    OPENVINO_ASSERT(matrices_.size() % kNumbers == 0, "six numbers a matrix, not ", matrices_.size(), " in all");
+std::vector<Matrix> IntegerLinear::matrices() const { return matrices_of(matrices_); }
+
+std::vector<Matrix> matrices_of(const std::vector<std::int64_t> &numbers) {
+    OPENVINO_ASSERT(numbers.size() % kNumbers == 0, "six numbers a matrix, not ", numbers.size(), " in all");
     std::vector<Matrix> all;
-    for (auto number = matrices_.begin(); number != matrices_.end(); number += kNumbers)
+    for (auto number = numbers.begin(); number != numbers.end(); number += kNumbers)
         all.push_back({reinterpret_cast<const std::uint8_t *>(number[0]),
                        reinterpret_cast<const std::uint16_t *>(number[1]), static_cast<std::size_t>(number[2]),
                        static_cast<std::size_t>(number[3]), static_cast<std::size_t>(number[4]),
