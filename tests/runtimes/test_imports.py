@@ -63,3 +63,17 @@ def test_the_hook_catches(module: str) -> None:
     done = run([module])
     assert done.returncode != 0
     assert f"forbidden: {module}" in done.stderr
+
+
+def test_openvino_comes_without_its_converter() -> None:
+    """Which is there when it is asked for."""
+    program = """
+import sys
+from alize.runtimes.openvino_runner import available
+assert available() is None
+import openvino
+assert "openvino.tools.ovc" not in sys.modules and not hasattr(openvino, "no_such_thing")
+print(openvino.convert_model.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("convert_model\n", 0), done.stderr

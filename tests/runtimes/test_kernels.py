@@ -95,6 +95,20 @@ def test_rows_of_zeros_give_zeros() -> None:
     assert not found[0].any()
 
 
+@needs_kernels
+@pytest.mark.parametrize("ids", [[[3, 0], [99, 3]], [[]]])
+def test_rows_of_a_table(ids: list[list[int]]) -> None:
+    import openvino
+    from openvino import opset13 as ops
+
+    table = Matrix(100, 96, 8, 96, 0)
+    source = ops.parameter([-1, -1], openvino.Type.i64)
+    node = openvino_kernels._factory(kernels.library()).create("IntegerRows", [source], {"matrices": table.numbers})
+    compiled = openvino.Core().compile_model(openvino.Model([node.output(0)], [source]), "CPU")
+    given = np.array(ids, np.int64)
+    np.testing.assert_array_equal(compiled([given])[0], table.weights[given])
+
+
 def test_where_they_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kernels, "processor_name", lambda: "some cpu avx2")
     assert kernels.available() == "the processor has no AVX512-VNNI"

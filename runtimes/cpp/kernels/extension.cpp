@@ -20,7 +20,8 @@ ov::BaseOpExtension::Ptr of_plugin() {
     const std::string engine = place.dli_fname;
     const std::string plugin = engine.substr(0, engine.rfind('/') + 1) + "libopenvino_intel_cpu_plugin.so";
     void *library = dlopen(plugin.c_str(), RTLD_NOW | RTLD_LOCAL);
-    const auto create = library ? reinterpret_cast<void (*)(Extensions &)>(dlsym(library, "create_extensions")) : nullptr;
+    const auto create =
+        library ? reinterpret_cast<void (*)(Extensions &)>(dlsym(library, "create_extensions")) : nullptr;
     Extensions all;
     if (create != nullptr) create(all);
     for (const auto &one : all) {
