@@ -2,8 +2,8 @@
 
 python -m benchmarks.cold_start WORK [--models demo-int8 demo-int4] [--rounds 11] [--checkout FOLDER]
 
-alize and openvino-genai alternately, on what `python -m benchmarks.bench --prepare --work WORK` has made. checkout: another one of
-alize, with its own .venv, which is measured beside this one.
+alize and openvino-genai alternately, on what `python -m benchmarks.bench --prepare --work WORK` has made.
+checkout: another one of alize, with its own .venv, which is measured beside this one.
 """
 
 import argparse

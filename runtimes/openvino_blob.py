@@ -27,12 +27,15 @@ from alize.artifact.state import DeviceState
 from alize.artifact.strict import canonical
 from alize.runtimes import kernels
 
-__all__ = ["Blob", "blob_of", "export", "open_blob", "read_blob", "write_blob"]
+__all__ = ["NOT_KEPT", "Blob", "blob_of", "export", "open_blob", "plain", "read_blob", "weights_left", "write_blob"]
+
+NOT_KEPT = b""
+"""What is written where a graph cannot be kept, so that no other process tries."""
 
 _log = logging.getLogger("alize.openvino")
 _NUMBERS = 6  # of each matrix, see runtimes/cpp/kernels/integer_linear.hpp; the first two are addresses
 _MATRICES = re.compile(rb'(?<=matrices=")[^"]*')
-_LARGEST = 1 << 24  # bytes: what is larger has weights in it
+_LARGEST = 1 << 24  # bytes of norms and the like
 _PLAIN = [lambda text: text] * 2  # the engine garbles the text otherwise
 
 
@@ -98,20 +101,22 @@ def open_blob(core: Any, blob: Blob, content: bytes, properties: Mapping[str, An
     return core.import_model(moved, "CPU", {**properties, "CACHE_ENCRYPTION_CALLBACKS": _PLAIN}), [weights]
 
 
-def export(compiled: Any, blob: Blob, info: ModelInfo) -> bytes | None:
-    """What was compiled with `plain(properties)`, as `open_blob` reads it. None where that cannot be done without weights."""
+def weights_left(model: Any) -> bool:
+    """Whether a graph holds more than the kernels left of it elsewhere: what is exported would be a copy of the weights."""
+    left: int = sum(node.get_byte_size() for node in model.get_ordered_ops() if node.get_type_name() == "Constant")
+    return left > _LARGEST
+
+
+def export(compiled: Any, blob: Blob, info: ModelInfo) -> bytes:
+    """What was compiled with `plain(properties)`, as `open_blob` reads it. Raises LookupError for a matrix of the kernels that
+    does not lie in the weights file, RuntimeError of the engine."""
     whole = compiled.export_model().getvalue()
     begin = whole.rfind(b"<?xml")
-    if len(whole) > _LARGEST:
-        return None
     net = ElementTree.fromstring(whole[begin:])
     _merge(net, whole[:begin])
     _mend(net, info)
     mappings = _mappings(blob.weights)
-    try:
-        text = _MATRICES.sub(lambda found: _moved(found[0], lambda number: _offset(mappings, number)), ElementTree.tostring(net))
-    except LookupError:  # a matrix that the engine has computed lies nowhere in the file
-        return None
+    text = _MATRICES.sub(lambda found: _moved(found[0], lambda number: _offset(mappings, number)), ElementTree.tostring(net))
     return bytes(whole[:begin] + b'<?xml version="1.0"?>\n' + text)
 
 
@@ -141,7 +146,7 @@ def _offset(mappings: Sequence[tuple[range, int]], address: int) -> int:
     for addresses, offset in mappings:
         if address in addresses:
             return address - addresses.start + offset
-    raise LookupError(address)
+    raise LookupError(f"nothing of the weights file lies at {address:#x}")
 
 
 def _mend(net: ElementTree.Element, info: ModelInfo) -> None:

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 
 from alize.artifact.manifest import Manifest, ModelInfo
 from alize.errors import ArtifactError, BackendUnavailable
-from alize.runtimes.openvino_blob import Blob, blob_of, export, open_blob, plain, read_blob, write_blob
+from alize.runtimes.openvino_blob import (
+    NOT_KEPT,
+    Blob,
+    blob_of,
+    export,
+    open_blob,
+    plain,
+    read_blob,
+    weights_left,
+    write_blob,
+)
 from alize.runtimes.openvino_import import import_openvino
 from alize.runtimes.openvino_kernels import ROUNDED_TOKENS, use_kernels
 from alize.runtimes.openvino_paged import PagedEngine, page
@@ -96,7 +106,8 @@ def open(  # noqa: A001 - the name that every back-end module has
     paged = options.get("attention") == "paged"
     properties = compile_properties(options)
     blob = None if taps else blob_of(folder, manifest, fingerprint(device), options)
-    kept = None if blob is None else _kept(core, blob, info, properties)
+    content = None if blob is None else read_blob(blob)
+    kept = _kept(core, blob, content, info, properties) if blob is not None and content else None
     if kept is not None:
         return kept
     try:
@@ -106,6 +117,8 @@ def open(  # noqa: A001 - the name that every back-end module has
         if info.experts:
             add_expert_bias(model, info)
         model.add_outputs(list(taps))
+        if content == NOT_KEPT or weights_left(model):
+            blob = None
         compiled = core.compile_model(model, device.upper(), properties if blob is None else plain(properties))
         engine = (PagedEngine if paged else OpenVinoEngine)(compiled, info, taps, read_in_place=read)
         engine.warm_up()
@@ -116,11 +129,8 @@ def open(  # noqa: A001 - the name that every back-end module has
     return engine
 
 
-def _kept(core: Any, blob: Blob, info: ModelInfo, properties: Mapping[str, Any]) -> PagedEngine | None:
-    """What an earlier process has compiled, None where there is nothing that can be used."""
-    content = read_blob(blob)
-    if content is None:
-        return None
+def _kept(core: Any, blob: Blob, content: bytes, info: ModelInfo, properties: Mapping[str, Any]) -> PagedEngine | None:
+    """What an earlier process has compiled, None where the engine refuses it."""
     try:
         compiled, read = open_blob(core, blob, content, properties)
     except RuntimeError as error:
@@ -133,20 +143,17 @@ def _kept(core: Any, blob: Blob, info: ModelInfo, properties: Mapping[str, Any])
 
 
 def _keep(core: Any, blob: Blob, engine: PagedEngine, properties: Mapping[str, Any]) -> None:
-    """Lets later processes open what was compiled here, if that gives the same bits."""
+    """Lets later processes open what was compiled here, if that gives the same bits; if not, they shall not try again."""
     try:
         content = export(engine.compiled, blob, engine.info)
-        if content is None:
-            return
         compiled, read = open_blob(core, blob, content, properties)
         twin = PagedEngine(compiled, engine.info, read_in_place=read)
         same = all(np.array_equal(mine, right) for mine, right in zip(_trial(twin), _trial(engine), strict=True))
         twin.close()
-    except RuntimeError as error:
+    except (RuntimeError, LookupError) as error:
         _log.debug("%s cannot be kept: %s", blob.path, error)
-        return
-    if same:
-        write_blob(blob, content)
+        same = False
+    write_blob(blob, content if same else NOT_KEPT)
 
 
 def _trial(engine: PagedEngine) -> list[NDArray[np.float32]]:

@@ -102,6 +102,14 @@ def test_what_says_something_else_is_not_kept(tied: Built, own_state: Path, monk
     said = iter(range(9))
     monkeypatch.setattr(openvino_runner, "_trial", lambda _engine: [np.full(3, next(said), np.float32)])
     load(tied.folder).close()
+    assert next(said) == 2 and blob_in(own_state).stat().st_size == 32
+    load(tied.folder).close()
+    assert next(said) == 3, "it was tried again"
+
+
+def test_what_holds_weights_is_not_kept(tied: Built, own_state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alize.runtimes.openvino_blob._LARGEST", 16)
+    load(tied.folder).close()
     assert not list(own_state.rglob("*.blob"))
 
 
