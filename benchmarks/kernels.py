@@ -2,9 +2,10 @@
 
     python -m benchmarks.kernels ARTIFACT [--rounds 9] [--name kernels]
 
-The configuration `default` (the kernels) against `engine` (OpenVINO's products), and against `engine` in bfloat16 where the
-processor has it, alternately in one process: milliseconds a token behind 16, 256 and 2048, and seconds to the first token. Then
-each in a process of its own: seconds to open it, and anonymous memory. Keeps benchmarks/results/NAME.json.
+The configuration `default` (the kernels) against itself with OpenVINO's attention, against `engine` (OpenVINO's products, too),
+and against `engine` in bfloat16 where the processor has it, alternately in one process: milliseconds a token behind 16, 256 and
+2048, and seconds to the first token. Then each in a process of its own: seconds to open it, and anonymous memory. Keeps
+benchmarks/results/NAME.json.
 """
 
 import argparse
@@ -13,14 +14,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from alize.artifact.manifest import Configuration
-from alize.runtimes import Model
+from alize.runtimes import Model, openvino_runner
 from alize.runtimes.model import find_place
 from alize.runtimes.processor import processor_name
 from alize.runtimes.registry import BACKENDS
@@ -29,6 +32,7 @@ from benchmarks.subjects.process import memory
 
 PROMPTS = (16, 256, 2048)
 DECODED = 16
+THEIRS = "default, OpenVINO's attention"
 
 
 def main() -> None:
@@ -55,16 +59,19 @@ def main() -> None:
 
 
 def names() -> list[str]:
-    return ["default", "engine", *(["engine in bf16"] if "_bf16" in processor_name() else [])]
+    return ["default", THEIRS, "engine", *(["engine in bf16"] if "_bf16" in processor_name() else [])]
 
 
 def opened(artifact: Path, name: str) -> Model:
-    """Without the golden replay: the one in bfloat16 is no configuration of the artifact."""
-    place = find_place(artifact, device=None, expect=None, verify="stat", configuration=name.split()[0], backends=BACKENDS)
+    """Without the golden replay: two are no configurations of the artifact."""
+    chosen = name.split()[0].strip(",")
+    place = find_place(artifact, device=None, expect=None, verify="stat", configuration=chosen, backends=BACKENDS)
     options: Mapping[str, str | int | bool] = place.configuration.options
     if name.endswith("bf16"):
         options = {**options, "inference_precision": "bf16"}
-    engine = place.module.open(place.folder, place.manifest, place.device, options)
+    nothing = {name: lambda *_: None for name in ("use_attention", "blob_of")}  # nor what was compiled with it and kept
+    with patch.multiple(openvino_runner, **nothing) if name == THEIRS else nullcontext():
+        engine = place.module.open(place.folder, place.manifest, place.device, options)
     return Model(place.folder, place.manifest, engine, device=place.device, configuration=Configuration(name, dict(options)))
 
 

@@ -24,7 +24,8 @@ _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-w")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mf16c", "-mfma")
 _OF_FILE = {  # what a file may use that not every processor has; the functions in it are called where the processor can
     "rounded.cpp": (*_AVX512, "-mavx512vnni"),
-    "halved.cpp": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+    "attention_few.cpp": _AVX512,
+    **dict.fromkeys(("halved.cpp", "attention_many.cpp"), (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16")),
 }
 
 

@@ -26,6 +26,7 @@ from alize.artifact.manifest import Manifest, ModelInfo
 from alize.artifact.state import DeviceState
 from alize.artifact.strict import canonical
 from alize.runtimes import kernels
+from alize.runtimes.openvino_integer_attention import AttentionTable
 
 __all__ = ["NOT_KEPT", "Blob", "blob_of", "export", "open_blob", "plain", "read_blob", "weights_left", "write_blob"]
 
@@ -35,6 +36,7 @@ NOT_KEPT = b""
 _log = logging.getLogger("alize.openvino")
 _NUMBERS = 6  # of each matrix, see runtimes/cpp/kernels/integer_linear.hpp; the first two are addresses
 _MATRICES = re.compile(rb'(?<=matrices=")[^"]*')
+_TABLE = re.compile(rb'(?<= step_table=")[^"]*')  # see runtimes/cpp/kernels/integer_attention.hpp
 _LARGEST = 1 << 24  # bytes of norms and the like
 _PLAIN = [lambda text: text] * 2  # the engine garbles the text otherwise
 
@@ -92,13 +94,19 @@ def _seal(blob: Blob, content: bytes) -> bytes:
     return hashlib.sha256(blob.key.encode() + content).digest()
 
 
-def open_blob(core: Any, blob: Blob, content: bytes, properties: Mapping[str, Any]) -> tuple[Any, list[Any]]:
-    """What `export` made as a compiled model, and what has to be kept as long as that. Raises RuntimeError of the engine."""
+def open_blob(
+    core: Any, blob: Blob, content: bytes, info: ModelInfo, properties: Mapping[str, Any]
+) -> tuple[Any, list[Any], AttentionTable | None]:
+    """What `export` made as a compiled model; what has to be kept as long as that; and what its attentions read, where the
+    kernels compute them. Raises RuntimeError of the engine."""
     core.add_extension(str(blob.extension))
     weights = np.memmap(blob.weights, np.uint8, "r")
     place = weights.ctypes.data
     moved = _MATRICES.sub(lambda found: _moved(found[0], lambda number: number + place), content)
-    return core.import_model(moved, "CPU", {**properties, "CACHE_ENCRYPTION_CALLBACKS": _PLAIN}), [weights]
+    table = AttentionTable(info) if _TABLE.search(content) else None
+    if table is not None:
+        moved = _TABLE.sub(b"%d" % table.address, moved)
+    return core.import_model(moved, "CPU", {**properties, "CACHE_ENCRYPTION_CALLBACKS": _PLAIN}), [weights], table
 
 
 def weights_left(model: Any) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from alize.runtimes.kernels import asked_for, library
 
-__all__ = ["ROUNDED_TOKENS", "use_kernels"]
+__all__ = ["ROUNDED_TOKENS", "Product", "known_products", "node_factory", "use_kernels"]
 
 ROUNDED_TOKENS = 32
 """Up to so many tokens activations are rounded to 8 bits, and a token gives the same bits alone as among others; more of them are
@@ -25,7 +25,7 @@ _BITS = {"i8": 8, "i4": 4}
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
     """A MatMul with a matrix of signed integers [N,K], and float16 scales [N] or [N,K/group]."""
 
     node: Any
@@ -63,9 +63,9 @@ def use_kernels(model: Any, options: Mapping[str, str | int | bool]) -> list[Any
     """
     if not asked_for(options):
         return []
-    factory = _factory(library())
-    shared: dict[tuple[Any, ...], list[_Product]] = {}
-    for product in _products(model):
+    factory = node_factory(library())
+    shared: dict[tuple[Any, ...], list[Product]] = {}
+    for product in known_products(model):
         shared.setdefault(product.form, []).append(product)
     taken: set[str] = set()  # the products that are part of another's node
     by_name = {product.name: product for products in shared.values() for product in products}
@@ -78,7 +78,7 @@ def use_kernels(model: Any, options: Mapping[str, str | int | bool]) -> list[Any
 
 
 @cache
-def _factory(extension: Path) -> Any:
+def node_factory(extension: Path) -> Any:
     """Kept for good: with it goes the extension, and with that the code of the nodes that it made."""
     from openvino.utils.node_factory import NodeFactory
 
@@ -87,17 +87,17 @@ def _factory(extension: Path) -> Any:
     return factory
 
 
-def _products(model: Any) -> Iterator[_Product]:
+def known_products(model: Any) -> Iterator[Product]:
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul" and (found := _integers(node.input_value(1).get_node())):
-            product = _Product(node, *found)
+            product = Product(node, *found)
             columns, groups = product.form[3:]
             if groups and columns % 32 == 0 and columns % groups == 0 and (groups == 1 or columns // groups in (32, 64, 128)):
                 yield product
 
 
 def _integers(matrix: Any) -> tuple[Any, Any] | None:
-    """The constants that a transposed matrix is computed from, where it is what `_Product` says."""
+    """The constants that a transposed matrix is computed from, where it is what `Product` says."""
     if matrix.get_type_name() != "Transpose":
         return None
     waiting = [matrix.input_value(0).get_node()]
@@ -122,7 +122,7 @@ def _integers(matrix: Any) -> tuple[Any, Any] | None:
     return next(iter(found["integers"].values())), next(iter(found["scales"].values()))
 
 
-def _replace(factory: Any, products: Sequence[_Product], by_name: Mapping[str, _Product]) -> set[str]:
+def _replace(factory: Any, products: Sequence[Product], by_name: Mapping[str, Product]) -> set[str]:
     """Puts one node in the place of all. Returns the names of products that it computes besides."""
     gated = _gated(products)
     ends = [product.node for product in products] if gated is None else [gated]
@@ -182,7 +182,7 @@ def _scales_of(product: Any, rows: int) -> Any:
     return None
 
 
-def _gated(products: Sequence[_Product]) -> Any | None:
+def _gated(products: Sequence[Product]) -> Any | None:
     """The Multiply(silu(first), second) that alone reads two products, or None."""
     if len(products) != 2:
         return None

@@ -1,6 +1,6 @@
 """The memory of a paged cache: tensors of an OpenVINO request, in blocks that tables number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,19 +8,24 @@ from numpy.typing import NDArray
 
 from alize.runtimes.block_tables import Pool, Table
 
-__all__ = ["PagedMemory"]
+__all__ = ["Block", "PagedMemory"]
+
+Block = tuple[Any, list[int]]
+"""Of a cache's tensor: its type, and the sizes of a block."""
 
 
 class PagedMemory:
     """The keys and values of some layers in blocks: tensors [blocks,K,...] as the compiled graph wants them."""
 
-    def __init__(self, request: Any, layers: Sequence[int], inputs: Mapping[str, Any], *, hidden: bool) -> None:
-        """inputs: of the compiled graph, by name.   hidden: block 0 is for what a window hides, and holds zeros."""
+    def __init__(
+        self, layers: Sequence[int], blocks: Mapping[str, Block], give: Callable[[str, Any], None], *, hidden: bool
+    ) -> None:
+        """blocks: of `key_cache.{layer}` and `value_cache.{layer}`.   give: takes a tensor when it has grown.   hidden: block 0
+        is for what a window hides, and holds zeros."""
         self.layers, self.hidden = layers, hidden
-        self._request = request
-        self._inputs = {name: inputs[name] for layer in layers for name in (f"key_cache.{layer}", f"value_cache.{layer}")}
+        self._blocks, self._give = blocks, give
         self._tensors: dict[str, Any] = {}
-        self.size = int(inputs[f"value_cache.{layers[0]}"].get_partial_shape()[2].get_length())
+        self.size = blocks[f"value_cache.{layers[0]}"][1][1]
         self.pool = Pool(self._grow, self._copy)
         self.pool.shrink(0)
         if hidden:
@@ -52,13 +57,12 @@ class PagedMemory:
     def _grow(self, blocks: int) -> None:
         import openvino
 
-        for name, value in self._inputs.items():
-            _, *rest = value.get_partial_shape()
-            tensor = openvino.Tensor(value.get_element_type(), [blocks, *(size.get_length() for size in rest)])
+        for name, (kind, sizes) in self._blocks.items():
+            tensor = openvino.Tensor(kind, [blocks, *sizes])
             kept = min(blocks, self._tensors[name].shape[0]) if name in self._tensors else 0
             if kept:
                 _part(self._tensors[name], 0, kept).copy_to(_part(tensor, 0, kept))
-            self._request.set_tensor(name, tensor)
+            self._give(name, tensor)
             self._tensors[name] = tensor
 
     def _copy(self, source: int, target: int) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from alize.artifact.manifest import ModelInfo
 from alize.errors import ArtifactError
 from alize.runtimes.block_tables import Table
+from alize.runtimes.openvino_integer_attention import AttentionTable
 from alize.runtimes.openvino_kernels import ROUNDED_TOKENS
 from alize.runtimes.openvino_memory import PagedMemory
 from alize.runtimes.openvino_warm_up import biases, no_bias
@@ -107,19 +108,27 @@ class RowStep:
 class PagedEngine:
     """One compiled model, one request, one memory of blocks: its sessions take turns."""
 
-    def __init__(self, compiled: Any, info: ModelInfo, taps: Sequence[str] = (), read_in_place: Sequence[Any] = ()) -> None:
-        """read_in_place: constants of the graph that kernels read by their address."""
+    def __init__(
+        self,
+        compiled: Any,
+        info: ModelInfo,
+        taps: Sequence[str] = (),
+        read_in_place: Sequence[Any] = (),
+        attention: AttentionTable | None = None,
+    ) -> None:
+        """read_in_place: constants of the graph that kernels read by their address.   attention: what they read besides, where
+        they compute attention as well."""
         self.compiled, self.info, self.taps = compiled, info, tuple(taps)
         self._read_in_place = read_in_place
         self.lock = threading.Lock()
         self.abandoned: deque[Table] = deque()  # of runners that nobody closed
         self._request = compiled.create_infer_request()
         self._threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
-        inputs = {value.get_any_name(): value for value in compiled.inputs}
+        self._attention = attention
         kinds: dict[bool, list[int]] = {}
         for layer, window in enumerate(info.windows):
             kinds.setdefault(_mixed(info) and window > 0, []).append(layer)
-        self.memory = tuple(PagedMemory(self._request, kinds[hidden], inputs, hidden=hidden) for hidden in sorted(kinds))
+        self.memory = tuple(self._memory(kinds[hidden], hidden=hidden) for hidden in sorted(kinds))
         self._fixed = no_bias(info)
         self.keep: Callable[[], None] = lambda: None
         """Called once what it says is known to be right: lets later processes open it faster."""
@@ -152,11 +161,22 @@ class PagedEngine:
         return len(turns)
 
     def close(self) -> None:
-        self.compiled = self._request = None
+        self.compiled = self._request = self._attention = None
         self.keep = lambda: None
         self.memory = ()
         # Tables lead to the request, and it to all that was compiled. Rows still alive add theirs to the old queue.
         self.abandoned = deque()
+
+    def _memory(self, layers: Sequence[int], *, hidden: bool) -> PagedMemory:
+        if self._attention is not None:
+            return PagedMemory(layers, self._attention.blocks(layers), self._attention.set_tensor, hidden=hidden)
+        inputs = {value.get_any_name(): value for value in self.compiled.inputs}
+        caches = {name: inputs[name] for layer in layers for name in (f"key_cache.{layer}", f"value_cache.{layer}")}
+        blocks = {
+            name: (value.get_element_type(), [size.get_length() for size in list(value.get_partial_shape())[1:]])
+            for name, value in caches.items()
+        }
+        return PagedMemory(layers, blocks, self._request.set_tensor, hidden=hidden)
 
     def _feeds(self, steps: Sequence[RowStep]) -> dict[str, NDArray[Any]]:
         spans = [(step, past, new) for step in steps for past, new in step.spans()]
@@ -177,7 +197,7 @@ class PagedEngine:
             indices = memory.indices([step.tables[number] for step, _, _ in spans], blocks.tolist())
             names = [f"block_indices.{layer}" for layer in memory.layers] if len(self.memory) > 1 else ["block_indices"]
             feeds |= dict.fromkeys(names, indices)
-        return feeds | self._fixed
+        return (feeds if self._attention is None else self._attention.set_step(feeds)) | self._fixed
 
     def _idle(self, new: NDArray[np.int64]) -> int:
         """How many rows without a token are shown besides, so that one token is summed as it is among others.
@@ -185,6 +205,8 @@ class PagedEngine:
         The engine has a third way to sum, for single tokens of fewer rows than threads, which splits a row's keys among the
         threads. With a key/value head for every thread nothing is gained by that.
         """
+        if self._attention is not None:
+            return 0
         rows = self._threads - len(new)
         return max(rows, 0) if new.max() == 1 and self._threads <= self.info.key_value_heads else 0
 

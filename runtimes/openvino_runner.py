@@ -29,6 +29,7 @@ from alize.runtimes.openvino_blob import (
     write_blob,
 )
 from alize.runtimes.openvino_import import import_openvino
+from alize.runtimes.openvino_integer_attention import use_attention
 from alize.runtimes.openvino_kernels import ROUNDED_TOKENS, use_kernels
 from alize.runtimes.openvino_paged import PagedEngine, page
 from alize.runtimes.openvino_states import Caches
@@ -113,6 +114,7 @@ def open(  # noqa: A001 - the name that every back-end module has
     try:
         model = core.read_model(folder / MODEL_FILE)
         (page(model, info) if paged else _slice_before_head(model))
+        attention = use_attention(model, info, options) if paged else None
         read = use_kernels(model, options)
         if info.experts:
             add_expert_bias(model, info)
@@ -120,7 +122,11 @@ def open(  # noqa: A001 - the name that every back-end module has
         if content == NOT_KEPT or weights_left(model):
             blob = None
         compiled = core.compile_model(model, device.upper(), properties if blob is None else plain(properties))
-        engine = (PagedEngine if paged else OpenVinoEngine)(compiled, info, taps, read_in_place=read)
+        engine = (
+            PagedEngine(compiled, info, taps, read_in_place=read, attention=attention)
+            if paged
+            else OpenVinoEngine(compiled, info, taps, read_in_place=read)
+        )
         engine.warm_up()
         if isinstance(engine, PagedEngine) and blob is not None:
             engine.keep = lambda: _keep(core, blob, engine, properties)
@@ -132,11 +138,11 @@ def open(  # noqa: A001 - the name that every back-end module has
 def _kept(core: Any, blob: Blob, content: bytes, info: ModelInfo, properties: Mapping[str, Any]) -> PagedEngine | None:
     """What an earlier process has compiled, None where the engine refuses it."""
     try:
-        compiled, read = open_blob(core, blob, content, properties)
+        compiled, read, attention = open_blob(core, blob, content, info, properties)
     except RuntimeError as error:
         _log.debug("%s cannot be opened (%s): compiled anew", blob.path, error)
         return None
-    engine = PagedEngine(compiled, info, read_in_place=read)
+    engine = PagedEngine(compiled, info, read_in_place=read, attention=attention)
     if info.experts:
         engine.warm_up()  # the kernels have nothing to pack, a router's own matrix may
     return engine
@@ -146,8 +152,8 @@ def _keep(core: Any, blob: Blob, engine: PagedEngine, properties: Mapping[str, A
     """Lets later processes open what was compiled here, if that gives the same bits; if not, they shall not try again."""
     try:
         content = export(engine.compiled, blob, engine.info)
-        compiled, read = open_blob(core, blob, content, properties)
-        twin = PagedEngine(compiled, engine.info, read_in_place=read)
+        compiled, read, attention = open_blob(core, blob, content, engine.info, properties)
+        twin = PagedEngine(compiled, engine.info, read_in_place=read, attention=attention)
         same = all(np.array_equal(mine, right) for mine, right in zip(_trial(twin), _trial(engine), strict=True))
         twin.close()
     except (RuntimeError, LookupError) as error:

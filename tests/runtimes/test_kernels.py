@@ -43,7 +43,7 @@ def run(form: str, matrices: Sequence[Matrix], x: NDArray[np.float32]) -> list[N
     import openvino
     from openvino import opset13 as ops
 
-    factory = openvino_kernels._factory(kernels.library())
+    factory = openvino_kernels.node_factory(kernels.library())
     source = ops.parameter([-1, -1, x.shape[-1]], openvino.Type.f32)
     numbers = [number for matrix in matrices for number in matrix.numbers]
     node = factory.create("IntegerLinear", [source], {"form": form, "matrices": numbers, "rounded_tokens": ROUNDED_TOKENS})

@@ -3,7 +3,8 @@ find_package(TBB QUIET COMPONENTS tbb HINTS ${OpenVINO_DIR})
 if(NOT TARGET TBB::tbb)
     message(FATAL_ERROR "alize's kernels need TBB's headers: install them (Debian: libtbb-dev), or set -DALIZE_KERNELS=OFF")
 endif()
-add_library(alize_kernels OBJECT kernels/halved.cpp kernels/integer_linear.cpp kernels/linear.cpp kernels/rounded.cpp)
+add_library(alize_kernels OBJECT kernels/attention.cpp kernels/attention_few.cpp kernels/attention_many.cpp kernels/halved.cpp
+    kernels/integer_attention.cpp kernels/integer_linear.cpp kernels/linear.cpp kernels/rounded.cpp)
 target_link_libraries(alize_kernels PUBLIC openvino::runtime TBB::tbb PRIVATE alize_flags)
 
 # What a file may use that not every processor has, as in runtimes/kernels.py; its functions are called where the processor can.
@@ -12,5 +13,6 @@ set(ALIZE_AVX512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mf16c -mfma)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     list(APPEND ALIZE_AVX512 -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()
+set_source_files_properties(kernels/attention_few.cpp PROPERTIES COMPILE_OPTIONS "${ALIZE_AVX512}")
 set_source_files_properties(kernels/rounded.cpp PROPERTIES COMPILE_OPTIONS "${ALIZE_AVX512};-mavx512vnni")
-set_source_files_properties(kernels/halved.cpp PROPERTIES COMPILE_OPTIONS "${ALIZE_AVX512};-mavx512bf16;-mamx-tile;-mamx-bf16")
+set_source_files_properties(kernels/attention_many.cpp kernels/halved.cpp PROPERTIES COMPILE_OPTIONS "${ALIZE_AVX512};-mavx512bf16;-mamx-tile;-mamx-bf16")

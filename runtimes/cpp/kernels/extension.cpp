@@ -6,6 +6,7 @@
 #include <openvino/core/version.hpp>
 #include <string>
 
+#include "integer_attention.hpp"
 #include "integer_linear.hpp"
 #include "integer_rows.hpp"
 
@@ -60,6 +61,7 @@ private:
 
 Extensions extensions() {
     Extensions all{std::make_shared<ov::OpExtension<alize::kernels::IntegerLinear>>(),
+                   std::make_shared<ov::OpExtension<alize::kernels::IntegerAttention>>(),
                    std::make_shared<ov::OpExtension<alize::kernels::IntegerRows>>()};
     if (const auto plugin = of_plugin()) all.push_back(std::make_shared<SizedPagedAttention>(plugin));
     return all;

@@ -8,13 +8,13 @@ namespace {
 
 constexpr std::size_t kNumbers = 6;
 
+}  // namespace
+
 Arithmetic choose(std::size_t tokens, std::int64_t rounded_tokens) {
     if (!can(Arithmetic::rounded)) return Arithmetic::reference;
     const bool few = static_cast<std::int64_t>(tokens) <= rounded_tokens;
     return few || !can(Arithmetic::halved) ? Arithmetic::rounded : Arithmetic::halved;
 }
-
-}  // namespace
 
 IntegerLinear::IntegerLinear(const ov::Output<ov::Node> &x, std::string form, std::vector<std::int64_t> matrices,
                              std::int64_t rounded_tokens)

@@ -14,6 +14,9 @@ namespace alize::kernels {
 // What six numbers a matrix say: the addresses of its values and scales, rows, columns, group, bits.
 std::vector<Matrix> matrices_of(const std::vector<std::int64_t> &numbers);
 
+// How so many tokens are multiplied here, where `rounded_tokens` may be rounded.
+Arithmetic choose(std::size_t tokens, std::int64_t rounded_tokens);
+
 // Of one input x float32 [...,K]; the matrices are of signed integers, with the same bits:
 //
 //     apart: x W0^T, x W1^T, ..., an output float32 [...,N] each, of the same K and group

@@ -128,11 +128,12 @@ void OpenVinoEngine::compile(const std::string &path, const alize_backend_model 
         page(graph, model);
     else
         slice_before_head(*graph);
+    if (paged) attention_ = use_attention(*graph, model, processor_name());
     if (asks_for(options, "kernels", "alize")) read_in_place_ = use_kernels(*graph, processor_name());
     if (model.experts > 0) add_expert_bias(*graph, model);
     compiled_ = core.compile_model(graph, engine_name(model.device), properties(model));
     if (paged) {
-        paged_ = std::make_unique<PagedEngine>(compiled_, model);
+        paged_ = std::make_unique<PagedEngine>(compiled_, model, attention_.get());
         paged_->warm_up(model);
     } else if (model.experts > 0) {
         warm_up(compiled_, model);

@@ -11,6 +11,7 @@
 #include <openvino/openvino.hpp>
 
 #include "alize/backend.h"
+#include "integer_attention.hpp"
 #include "kernels.hpp"
 #include "paged.hpp"
 #include "runner.hpp"
@@ -40,7 +41,8 @@ private:
 
     const std::vector<int64_t> windows_;
     const int64_t experts_;
-    Kept read_in_place_;  // before what reads it, so that it is there longer
+    Kept read_in_place_;                         // before what reads it, so that it is there longer
+    std::unique_ptr<AttentionTable> attention_;  // null where attention is the engine's
     ov::CompiledModel compiled_;
     std::unique_ptr<PagedEngine> paged_;
 };

@@ -5,83 +5,12 @@
 #include <optional>
 #include <set>
 #include <string>
-#include <tuple>
-
-#include <openvino/op/constant.hpp>
 
 #include "../../kernels/integer_linear.hpp"
+#include "products.hpp"
 
 namespace alize::backends {
 namespace {
-
-using Constant = ov::op::v0::Constant;
-using Node = std::shared_ptr<ov::Node>;
-
-// Between integers and the matrix that they stand for.
-const std::set<std::string_view> kPassed = {"Convert", "Multiply", "Reshape", "Unsqueeze", "ShapeOf"};
-
-// The input, bits, columns and groups: what products of one node have in common.
-using Form = std::tuple<const ov::Node *, size_t, int64_t, size_t, size_t>;
-
-std::string_view kind(const ov::Node &node) { return node.get_type_info().name; }
-
-// A MatMul with a matrix of signed integers [N,K], and float16 scales [N] or [N,K/group].
-struct Product {
-    Node node;
-    std::shared_ptr<Constant> integers, scales;
-
-    size_t rows() const { return integers->get_shape().at(0); }
-    size_t columns() const { return integers->get_shape().at(1); }
-    size_t groups() const { return ov::shape_size(scales->get_shape()) / rows(); }
-    int64_t bits() const { return integers->get_element_type() == ov::element::i8 ? 8 : 4; }
-    Form form() const {
-        const ov::Output<ov::Node> source = node->input_value(0);
-        return {source.get_node(), source.get_index(), bits(), columns(), groups()};
-    }
-    bool known() const {
-        if (integers->get_shape().size() != 2 || groups() * rows() != ov::shape_size(scales->get_shape())) return false;
-        if (groups() == 0 || columns() % 32 != 0 || columns() % groups() != 0) return false;
-        const size_t group = columns() / groups();
-        return groups() == 1 || group == 32 || group == 64 || group == 128;
-    }
-    // What the operator's `matrices` has of it: where its values and scales lie, rows, columns, group and bits.
-    void add_numbers(std::vector<int64_t> &numbers) const {
-        for (const auto &constant : {integers, scales})
-            numbers.push_back(reinterpret_cast<int64_t>(constant->get_data_ptr()));
-        for (const size_t size : {rows(), columns(), columns() / groups()})
-            numbers.push_back(static_cast<int64_t>(size));
-        numbers.push_back(bits());
-    }
-};
-
-// The product of this node, where the constants that its transposed matrix is computed from are what `Product` says.
-std::optional<Product> product(const Node &node) {
-    const Node matrix = node->get_input_node_shared_ptr(1);
-    if (kind(*matrix) != "Transpose") return std::nullopt;
-    std::vector<Node> waiting = {matrix->get_input_node_shared_ptr(0)};
-    std::set<std::shared_ptr<Constant>> integers, scales;
-    while (!waiting.empty()) {
-        const Node one = waiting.back();
-        waiting.pop_back();
-        if (const auto constant = ov::as_type_ptr<Constant>(one)) {
-            const ov::element::Type element = constant->get_element_type();
-            if (element == ov::element::i8 || element == ov::element::i4) {
-                integers.insert(constant);
-            } else if (element == ov::element::f16) {
-                scales.insert(constant);
-            } else if (element != ov::element::i64 && element != ov::element::i32) {  // a shape or an axis
-                return std::nullopt;
-            }
-        } else if (kPassed.count(kind(*one)) != 0) {
-            for (const auto &value : one->input_values()) waiting.push_back(value.get_node_shared_ptr());
-        } else {
-            return std::nullopt;
-        }
-    }
-    if (integers.size() != 1 || scales.size() != 1) return std::nullopt;
-    Product found{node, *integers.begin(), *scales.begin()};
-    return found.known() ? std::optional(found) : std::nullopt;
-}
 
 // Products of the same form, in the graph's order.
 std::vector<std::vector<Product>> products(const ov::Model &graph) {
@@ -95,13 +24,6 @@ std::vector<std::vector<Product>> products(const ov::Model &graph) {
         if (fresh) found.emplace_back();
         found[place->second].push_back(*one);
     }
-    return found;
-}
-
-std::vector<Node> readers(const Node &node) {
-    std::vector<Node> found;
-    for (const ov::Input<ov::Node> &input : node->output(0).get_target_inputs())
-        found.push_back(input.get_node()->shared_from_this());
     return found;
 }
 

@@ -14,7 +14,9 @@ namespace {
 
 constexpr int64_t kOneByOne = kRoundedTokens;  // each reads the whole cache anew
 
-size_t rows_for_one_kernel(const ov::CompiledModel &compiled, const alize_backend_model &model) {
+size_t rows_for_one_kernel(const ov::CompiledModel &compiled, const alize_backend_model &model,
+                           const AttentionTable *attention) {
+    if (attention != nullptr) return 0;
     const auto threads = compiled.get_property(ov::inference_num_threads);
     return threads <= model.key_value_heads ? static_cast<size_t>(threads) : 0;
 }
@@ -27,19 +29,35 @@ std::vector<size_t> layers_where(const alize_backend_model &model, bool windowed
     return found;
 }
 
+ov::Tensor without_blocks(const ov::CompiledModel &compiled, const std::string &name) {
+    const auto input = compiled.input(name);
+    ov::Shape shape = {0};
+    const ov::PartialShape wanted = input.get_partial_shape();
+    for (size_t axis = 1; axis < wanted.size(); axis++)
+        shape.push_back(static_cast<size_t>(wanted[static_cast<std::ptrdiff_t>(axis)].get_length()));
+    return {input.get_element_type(), shape};
+}
+
 }  // namespace
 
-PagedEngine::PagedEngine(ov::CompiledModel &compiled, const alize_backend_model &model)
+PagedEngine::PagedEngine(ov::CompiledModel &compiled, const alize_backend_model &model, AttentionTable *attention)
     : request_(compiled.create_infer_request()),
+      attention_(attention),
       vocab_size_(static_cast<size_t>(model.vocab_size)),
       windowed_(std::any_of(model.windows, model.windows + model.layers, [](int64_t window) { return window > 0; })),
-      rows_at_least_(rows_for_one_kernel(compiled, model)),
+      rows_at_least_(rows_for_one_kernel(compiled, model, attention)),
       expert_bias_(static_cast<size_t>(model.experts), 0.0F) {
+    const auto empty = [&](const std::string &name) {
+        return attention != nullptr ? attention->no_blocks() : without_blocks(compiled, name);
+    };
+    const auto give = [this](const std::string &name, const ov::Tensor &cache) {
+        attention_ != nullptr ? attention_->set_cache(name, cache) : request_.set_tensor(name, cache);
+    };
     if (mixed(model)) {
-        caches_.emplace_back(compiled, request_, layers_where(model, false), false);
-        caches_.emplace_back(compiled, request_, layers_where(model, true), true);
+        caches_.emplace_back(empty, give, layers_where(model, false), false);
+        caches_.emplace_back(empty, give, layers_where(model, true), true);
     } else {
-        caches_.emplace_back(compiled, request_, layers_where(model, windowed_), false);
+        caches_.emplace_back(empty, give, layers_where(model, windowed_), false);
     }
     blocks_.resize(caches_.size());
     for (size_t number = 0; number < caches_.size(); number++) {
@@ -146,13 +164,21 @@ void PagedEngine::feed() {
     };
     give("input_ids", tokens_);
     give("position_ids", positions_);
+    give("logits_index", logits_index_);
+    if (!expert_bias_.empty()) give(kExpertBias, expert_bias_);
+    if (attention_ != nullptr) return feed_attention();
     give("past_lens", past_);
     give("subsequence_begins", begins_);
     give("block_indices_begins", block_begins_);
-    give("logits_index", logits_index_);
     for (size_t i = 0; i < index_names_.size(); i++) give(index_names_[i], blocks_[index_caches_[i]]);
     request_.set_tensor("max_context_len", ov::Tensor(ov::element::i32, {}, &longest_));
-    if (!expert_bias_.empty()) give(kExpertBias, expert_bias_);
+}
+
+void PagedEngine::feed_attention() {
+    attention_->set_rows(past_, begins_, block_begins_);
+    for (size_t number = 0; number < caches_.size(); number++) {
+        for (const size_t layer : caches_[number].layers()) attention_->set_blocks(layer, blocks_[number]);
+    }
 }
 
 void PagedEngine::answer(const std::vector<RowStep> &steps) {

@@ -11,6 +11,7 @@
 #include <openvino/openvino.hpp>
 
 #include "alize/backend.h"
+#include "integer_attention.hpp"
 #include "paged_cache.hpp"
 #include "runner.hpp"
 
@@ -43,8 +44,8 @@ private:
 
 class PagedEngine {
 public:
-    // `compiled`: of a graph that `page` has changed.
-    PagedEngine(ov::CompiledModel &compiled, const alize_backend_model &model);
+    // `compiled`: of a graph that `page` has changed.   `attention`: of `use_attention`, may be null.
+    PagedEngine(ov::CompiledModel &compiled, const alize_backend_model &model, AttentionTable *attention);
     PagedEngine(const PagedEngine &) = delete;
     PagedEngine &operator=(const PagedEngine &) = delete;
 
@@ -70,9 +71,11 @@ private:
     void add_row(const std::vector<Table> &tables, int64_t past, int64_t count);
     void add_idle_rows();
     void feed();
+    void feed_attention();
     void answer(const std::vector<RowStep> &steps);
 
     ov::InferRequest request_;
+    AttentionTable *const attention_;  // null where attention is the engine's
     const size_t vocab_size_;
     const bool windowed_;
     const size_t rows_at_least_;  // of one token each, see add_idle_rows

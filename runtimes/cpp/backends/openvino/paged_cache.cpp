@@ -14,30 +14,20 @@ size_t block_bytes(const ov::Tensor &tensor) {
     return bits / 8;
 }
 
-ov::Tensor without_blocks(const ov::CompiledModel &compiled, const std::string &name) {
-    const auto input = compiled.input(name);
-    ov::Shape shape = {0};
-    const ov::PartialShape wanted = input.get_partial_shape();
-    for (size_t axis = 1; axis < wanted.size(); axis++)
-        shape.push_back(static_cast<size_t>(wanted[static_cast<std::ptrdiff_t>(axis)].get_length()));
-    return {input.get_element_type(), shape};
-}
-
 std::string key_name(size_t layer) { return "key_cache." + std::to_string(layer); }
 std::string value_name(size_t layer) { return "value_cache." + std::to_string(layer); }
 
-int64_t tokens_of_a_block(const ov::CompiledModel &compiled, size_t layer) {
-    return compiled.input(value_name(layer)).get_partial_shape()[2].get_length();
-}
+int64_t tokens_of_a_block(const ov::Tensor &values) { return static_cast<int64_t>(values.get_shape().at(2)); }
 
 }  // namespace
 
-PagedCache::PagedCache(const ov::CompiledModel &compiled, const ov::InferRequest &request, std::vector<size_t> layers,
-                       bool hidden)
-    : Pool(tokens_of_a_block(compiled, layers.at(0))), layers_(std::move(layers)), hidden_(hidden), request_(request) {
+PagedCache::PagedCache(const Empty &empty, Give give, std::vector<size_t> layers, bool hidden)
+    : Pool(tokens_of_a_block(empty(value_name(layers.at(0))))),
+      layers_(std::move(layers)),
+      hidden_(hidden),
+      give_(std::move(give)) {
     for (const size_t layer : layers_) {
-        for (const std::string &name : {key_name(layer), value_name(layer)})
-            values_.push_back({name, without_blocks(compiled, name)});
+        for (const std::string &name : {key_name(layer), value_name(layer)}) values_.push_back({name, empty(name)});
     }
     shrink(0);
     if (!hidden_) return;
@@ -63,7 +53,7 @@ void PagedCache::grow(int64_t blocks) {
         shape[0] = static_cast<size_t>(blocks);
         ov::Tensor fresh(values.tensor.get_element_type(), shape);
         if (kept > 0) std::memcpy(fresh.data(), values.tensor.data(), kept);
-        request_.set_tensor(values.name, fresh);
+        give_(values.name, fresh);
         values.tensor = fresh;
     }
 }

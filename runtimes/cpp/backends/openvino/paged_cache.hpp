@@ -1,6 +1,7 @@
 // The keys and values of some layers in blocks: tensors [blocks,K,...] as the compiled graph wants them.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -12,9 +13,13 @@ namespace alize::backends {
 
 class PagedCache final : public Pool {
 public:
-    // `hidden`: block 0 is for what a window hides, and holds zeros.
-    PagedCache(const ov::CompiledModel &compiled, const ov::InferRequest &request, std::vector<size_t> layers,
-               bool hidden);
+    // A tensor by its name, `key_cache.{layer}` or `value_cache.{layer}`.
+    using Give = std::function<void(const std::string &, const ov::Tensor &)>;
+    using Empty = std::function<ov::Tensor(const std::string &)>;
+
+    // `empty`: one without blocks.   `give`: takes one when it has grown.   `hidden`: block 0 is for what a window
+    // hides, and holds zeros.
+    PagedCache(const Empty &empty, Give give, std::vector<size_t> layers, bool hidden);
 
     // Gives the memory back where no table has a block.
     void shrink_unused();
@@ -32,7 +37,7 @@ private:
 
     const std::vector<size_t> layers_;
     const bool hidden_;
-    ov::InferRequest request_;
+    const Give give_;
     std::vector<Values> values_;
 };
 
