@@ -13,6 +13,7 @@ from alize.drafting import draft_manifest
 from alize.export.hub import export_hub
 from alize.models.checkpoint import Checkpoint
 from alize.runtimes import kernels, openvino_runner
+from alize.runtimes.openvino_blob import Blob
 from alize.runtimes.openvino_paged import PagedEngine
 from alize.runtimes.processor import processor_name
 from alize.runtimes.session import Session
@@ -128,6 +129,18 @@ def test_a_saved_session_and_a_fork_go_on(both: Both, tmp_path: Path) -> None:
             np.testing.assert_array_equal(twin.append([[7]]), expected)
         second.restore(tmp_path / "saved")
         np.testing.assert_array_equal(second.append([[7]]), expected)
+
+
+def test_a_later_process_opens_what_was_compiled(both: Both, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With caches and tables of its own."""
+    blob = Blob(tmp_path / "blob", "", kernels.library(), both.folder / "openvino_model.bin")
+    monkeypatch.setattr(openvino_runner, "blob_of", lambda *_: blob)
+    both.open().keep()
+    monkeypatch.setattr(openvino_runner, "use_attention", lambda *_: pytest.fail("it was compiled again"))
+    kept = both.open()
+    assert kept._attention is not None
+    for found, expected in zip(logits(kept, (70, 1, 5)), logits(both.mine, (70, 1, 5)), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_heads_of_other_sizes_stay_with_the_engine(tmp_path: Path) -> None:

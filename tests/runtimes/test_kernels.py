@@ -103,7 +103,7 @@ def test_rows_of_a_table(ids: list[list[int]]) -> None:
 
     table = Matrix(100, 96, 8, 96, 0)
     source = ops.parameter([-1, -1], openvino.Type.i64)
-    node = openvino_kernels._factory(kernels.library()).create("IntegerRows", [source], {"matrices": table.numbers})
+    node = openvino_kernels.node_factory(kernels.library()).create("IntegerRows", [source], {"matrices": table.numbers})
     compiled = openvino.Core().compile_model(openvino.Model([node.output(0)], [source]), "CPU")
     given = np.array(ids, np.int64)
     np.testing.assert_array_equal(compiled([given])[0], table.weights[given])
